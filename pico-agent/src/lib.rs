@@ -1,0 +1,15 @@
+//! The Picocenter agent. ARCHITECTURE.md at the top of the repository is the map.
+
+pub mod checkpoint;
+pub mod config;
+pub mod control;
+pub mod criu;
+pub mod doctor;
+pub mod gate;
+pub mod lifecycle;
+pub mod pager;
+pub mod port;
+pub mod probes;
+pub mod sandbox;
+pub mod shim;
+pub mod store;
