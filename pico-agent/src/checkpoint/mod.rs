@@ -1,1 +1,3 @@
-//! To be written.
+//! What is saved of one app. Pure: bytes and numbers, no I/O.
+
+pub mod index;
