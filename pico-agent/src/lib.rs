@@ -7,6 +7,7 @@ pub mod criu;
 pub mod doctor;
 pub mod gate;
 pub mod lifecycle;
+pub mod logs;
 pub mod pager;
 pub mod port;
 pub mod probes;

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 /// Bytes of a page (x86-64 and the 4 KiB configuration of arm64).
 pub const PAGE_SIZE: u64 = 4096;
+/// [`PAGE_SIZE`] as a length in memory.
+pub const PAGE_BYTES: usize = 4096;
 
 /// More pages than any address space of 47 bits holds: numbers above are damage.
 const MAX_PAGE: u64 = 1 << 40;

@@ -8,16 +8,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use nix::libc;
 use userfaultfd::{Error, Event, EventBuffer, Uffd};
 
-use crate::checkpoint::index::PAGE_SIZE;
+use crate::checkpoint::index::{PAGE_BYTES, PAGE_SIZE};
 
 /// Bytes of one page, aligned as the kernel copies them fastest.
 #[derive(Debug, Clone)]
 #[repr(align(4096))]
-pub struct Page(pub [u8; PAGE_SIZE as usize]);
+pub struct Page(pub [u8; PAGE_BYTES]);
 
 impl Default for Page {
     fn default() -> Self {
-        Page([0; PAGE_SIZE as usize])
+        Page([0; PAGE_BYTES])
     }
 }
 
@@ -63,9 +63,8 @@ impl Memory {
     /// Takes over a non-blocking userfaultfd.
     pub fn new(fd: OwnedFd) -> Self {
         // SAFETY: the descriptor is open and owned; ownership passes to the new value.
-        Memory {
-            uffd: unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) },
-        }
+        let uffd = unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) };
+        Memory { uffd }
     }
 
     /// Reads what is pending. Changes come before faults: a thread whose change was read runs on at once, so
@@ -121,7 +120,7 @@ impl Memory {
     /// Those that no state of the app explains.
     pub fn zero(&self, number: u64) -> Result<Fill, Error> {
         // SAFETY: as for `copy`; the kernel supplies the content.
-        match unsafe { self.uffd.zeropage(address(number), PAGE_SIZE as usize, true) } {
+        match unsafe { self.uffd.zeropage(address(number), PAGE_BYTES, true) } {
             Ok(_) => Ok(Fill::Done),
             Err(Error::ZeropageFailed(errno)) => {
                 self.explain(number, errno as i32, Error::ZeropageFailed(errno))
@@ -133,7 +132,7 @@ impl Memory {
     /// Lets threads that wait for page `number` try again: whoever still misses it faults anew.
     pub fn wake(&self, number: u64) {
         // Fails only when the address space is gone, and then nobody waits.
-        let _ = self.uffd.wake(address(number), PAGE_SIZE as usize);
+        let _ = self.uffd.wake(address(number), PAGE_BYTES);
     }
 
     /// Whether the address space still exists. Fills nothing: no page can be mapped at this address.
