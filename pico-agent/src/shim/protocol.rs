@@ -175,6 +175,9 @@ pub enum Event {
         reason: String,
         /// Whether the app goes on running (a failed dump).
         running: bool,
+        /// Whether trying again cannot help until the owner does something.
+        #[serde(default)]
+        permanent: bool,
     },
     /// Everything is dumped, checked and synced; the app stands still until [`Request::Commit`].
     DumpReady(DumpSummary),

@@ -58,6 +58,13 @@ pub enum RestoreError {
     },
 }
 
+impl RestoreError {
+    /// Whether trying again cannot help until the owner does something.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, RestoreError::RootFileChanged { .. })
+    }
+}
+
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RestoreError + '_ {
     move |source| RestoreError::Io { path: path.to_owned(), source }
 }

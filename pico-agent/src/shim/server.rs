@@ -136,6 +136,8 @@ struct Shim {
     /// Why the shim itself ended the app.
     reason: Option<String>,
     refusal: Option<String>,
+    /// What failed cannot be mended by trying again.
+    permanent: bool,
     done: bool,
 }
 
@@ -205,6 +207,7 @@ impl Shim {
             phase: Phase::Idle,
             reason: None,
             refusal: None,
+            permanent: false,
             done: false,
         };
         shim.watch(shim.signals.as_fd(), source::SIGNAL)?;
@@ -360,7 +363,11 @@ impl Shim {
             }
             Request::Dump { checkpoint, generation } => {
                 if self.phase != Phase::Running {
-                    self.say(&Event::Failed { reason: "the app does not run".into(), running: false });
+                    self.say(&Event::Failed {
+                        reason: "the app does not run".into(),
+                        running: false,
+                        permanent: false,
+                    });
                     return;
                 }
                 self.phase = Phase::Dumping;
@@ -449,11 +456,12 @@ impl Shim {
 
     /// Ends whatever there is of an app that did not come to run.
     fn failed_to_run(&mut self, reason: String) {
+        let permanent = std::mem::take(&mut self.permanent);
         self.work = Work::None;
         self.kill_app();
         self.drain_logs();
         self.phase = Phase::Ended;
-        self.say(&Event::Failed { reason, running: false });
+        self.say(&Event::Failed { reason, running: false, permanent });
         self.done = true;
     }
 
@@ -472,7 +480,11 @@ impl Shim {
         let images = self.config.work.join(IMAGES_DIR);
         let _ = fs::remove_dir_all(&images);
         let now = read_clocks().map_err(|error| words("the clocks", &error))?;
-        let prepared = restore::prepare(checkpoint, &images, &self.config.root, &now).map_err(|error| error.to_string())?;
+        let prepared = restore::prepare(checkpoint, &images, &self.config.root, &now)
+            .map_err(|error| {
+                self.permanent = error.is_permanent();
+                error.to_string()
+            })?;
         self.pager = Some(Pager::new(LocalPages::new(self.config.pages.clone()), prepared.index.objects));
 
         let lazy = self.config.work.join("lazy-pages.socket");
@@ -670,7 +682,7 @@ impl Shim {
             return;
         }
         self.phase = Phase::Running;
-        self.say(&Event::Failed { reason, running: true });
+        self.say(&Event::Failed { reason, running: true, permanent: false });
     }
 
     /// Both must have happened: CRIU is done, and the app's first process has been reaped.
