@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::index::ObjectId;
+pub use super::manifest::Clocks;
+pub use super::root_file::RootFile;
 
 /// Name of the file that holds a [`Dump`].
 pub const DUMP_FILE: &str = "dump.json";
@@ -46,39 +48,14 @@ pub struct Stored {
     pub bytes: u64,
 }
 
-/// Readings of the host's clocks, in nanoseconds, with the boot they belong to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Clocks {
-    /// CLOCK_REALTIME.
-    pub realtime_ns: u64,
-    /// CLOCK_BOOTTIME.
-    pub boottime_ns: u64,
-    /// `/proc/sys/kernel/random/boot_id`.
-    pub boot_id: String,
-}
-
-impl Clocks {
-    /// Time from this reading to `now`: by the boot clock if it is the same boot, else by the wall clock, which
-    /// may have been set; never negative.
-    pub fn until(&self, now: &Clocks) -> Duration {
-        Duration::from_nanos(if self.boot_id == now.boot_id {
-            now.boottime_ns.saturating_sub(self.boottime_ns)
-        } else {
-            now.realtime_ns.saturating_sub(self.realtime_ns)
-        })
-    }
-}
-
-/// What a file of the root was when the app was dumped.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RootFile {
-    /// Path inside the app's root.
-    pub path: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// Time of last change of content, nanoseconds since 1970.
-    pub mtime_ns: i128,
+/// Time from the reading `then` to `now`: by the boot clock if it is the same boot, else by the wall clock, which
+/// may have been set; never negative.
+pub fn time_between(then: &Clocks, now: &Clocks) -> Duration {
+    Duration::from_nanos(if then.boot_id == now.boot_id {
+        now.boottime_ns.saturating_sub(then.boottime_ns)
+    } else {
+        now.realtime_ns.saturating_sub(then.realtime_ns)
+    })
 }
 
 #[cfg(test)]
@@ -89,12 +66,19 @@ mod tests {
     fn time_asleep_is_read_from_the_clock_that_can_be_trusted() {
         let clocks = |realtime_ns, boottime_ns, boot: &str| Clocks {
             realtime_ns,
+            monotonic_ns: 0,
             boottime_ns,
             boot_id: boot.to_owned(),
         };
         let then = clocks(1_000, 50, "a");
-        assert_eq!(then.until(&clocks(9_000, 70, "a")), Duration::from_nanos(20));
-        assert_eq!(then.until(&clocks(1_500, 3, "b")), Duration::from_nanos(500));
-        assert_eq!(then.until(&clocks(10, 3, "b")), Duration::ZERO);
+        assert_eq!(
+            time_between(&then, &clocks(9_000, 70, "a")),
+            Duration::from_nanos(20)
+        );
+        assert_eq!(
+            time_between(&then, &clocks(1_500, 3, "b")),
+            Duration::from_nanos(500)
+        );
+        assert_eq!(time_between(&then, &clocks(10, 3, "b")), Duration::ZERO);
     }
 }

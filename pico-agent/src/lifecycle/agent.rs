@@ -21,7 +21,7 @@ use super::paths::AppPaths;
 use super::record::{Record, RecordError};
 use super::state::Tier;
 use crate::addresses::{AddressError, Request as AddressRequest, Subnets};
-use crate::config::{AppConfig, Config, beside_agent};
+use crate::config::{Config, StoreSection, beside_agent};
 use crate::control::lock::{AgentLock, LockError};
 use crate::control::protocol::{self, AgentStatus, AppDetail, AppSummary, ErrorCode, Failure};
 use crate::control::server::{BindError, Handler, Limits, Server};
@@ -30,7 +30,7 @@ use crate::gate::{Gate, GateConfig, GateError, GateEvent};
 use crate::probes::{ProbeError, Probes};
 use crate::sandbox::net::NetSpec;
 use crate::sandbox::{CgroupError, CgroupTree};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreConfig, StoreError};
 use crate::units::Timestamp;
 
 /// Before `local` (0) stands nothing; this is well before `main` (32766).
@@ -88,19 +88,22 @@ pub enum AgentError {
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> AgentError + '_ {
-    move |source| AgentError::File { path: path.to_owned(), source }
+    move |source| AgentError::File {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Runs an agent until SIGTERM or SIGINT, then swaps out what runs. `ready` is called when it answers.
 ///
 /// # Errors
 /// When something it needs is missing; nothing of the host has changed for apps then.
-pub async fn run(config: Config, config_file: &Path, ready: impl FnOnce()) -> Result<(), AgentError> {
+pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), AgentError> {
     let _lock = AgentLock::acquire(&config.state_dir)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
     let records = records(&config)?;
-    let (host, events) = open_host(&config, config_file, !records.is_empty()).await?;
+    let (host, events) = open_host(&config, !records.is_empty()).await?;
     let agent = Arc::new(Agent::new(Arc::new(host), config, records)?);
     tokio::spawn(dispatch(events, agent.clone()));
     tokio::spawn(count_faults(agent.clone()));
@@ -160,14 +163,13 @@ fn find_criu(config: &Config) -> Result<Criu, CriuError> {
 
 async fn open_host(
     config: &Config,
-    config_file: &Path,
     known: bool,
 ) -> Result<(Host, mpsc::UnboundedReceiver<GateEvent>), AgentError> {
     let criu = find_criu(config)?;
     let store = match &config.store {
         None => None,
         Some(section) => {
-            let store = Store::connect(section)?;
+            let store = Store::connect(&store_config(section))?;
             match store.check().await {
                 Ok(()) => {}
                 // Apps on this host's disk must wake although the store is away.
@@ -185,7 +187,7 @@ async fn open_host(
     let cgroups = CgroupTree::open(&config.instance)?;
     let probes = Probes::load(&cgroups.apps_path())?;
     let (gate, events) = Gate::open(gate_config(config)).await?;
-    let hidden = [Some(state_dir.clone()), config_file.parent().map(Path::to_owned), credentials_dir(config)];
+    let hidden = [Some(state_dir.clone()), config.file.clone(), credentials(config)];
     let host = Host {
         instance: config.instance.clone(),
         gate,
@@ -194,14 +196,14 @@ async fn open_host(
         cgroups,
         criu,
         shim: config.shim(),
-        hidden: hidden.into_iter().flatten().filter(|dir| dir.as_path() != Path::new("/")).collect(),
+        hidden: hidden.into_iter().flatten().collect(),
         state_dir,
     };
     Ok((host, events))
 }
 
-fn credentials_dir(config: &Config) -> Option<PathBuf> {
-    config.store.as_ref()?.credentials_file.as_ref()?.parent().map(Path::to_owned)
+fn credentials(config: &Config) -> Option<PathBuf> {
+    config.store.as_ref()?.credentials_file.clone()
 }
 
 fn mount_kernel_cache(dir: &Path) -> Result<(), AgentError> {
@@ -209,7 +211,8 @@ fn mount_kernel_cache(dir: &Path) -> Result<(), AgentError> {
         return Ok(());
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("pico"), dir, Some("tmpfs"), flags, Some("size=4m,mode=0700")).map_err(|error| at(dir)(error.into()))
+    mount(Some("pico"), dir, Some("tmpfs"), flags, Some("size=4m,mode=0700"))
+        .map_err(|error| at(dir)(error.into()))
 }
 
 fn is_mounted(dir: &Path) -> bool {
@@ -259,7 +262,11 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(host: Arc<Host>, config: Config, mut records: HashMap<String, Record>) -> Result<Agent, AgentError> {
+    fn new(
+        host: Arc<Host>,
+        config: Config,
+        mut records: HashMap<String, Record>,
+    ) -> Result<Agent, AgentError> {
         let subnets = Subnets::new(config.network.v4, config.network.v6)?;
         let requests: Vec<AddressRequest<'_>> = config
             .apps
@@ -286,11 +293,19 @@ impl Agent {
             let name = app.name.clone();
             apps.insert(name, App::spawn(host.clone(), app, record, number));
         }
-        Ok(Agent { host, names, apps, socket, since: Timestamp::now() })
+        Ok(Agent {
+            host,
+            names,
+            apps,
+            socket,
+            since: Timestamp::now(),
+        })
     }
 
     fn app(&self, name: &str) -> Result<&AppHandle, Failure> {
-        self.apps.get(name).ok_or_else(|| Failure::no_such_app(name, self.names.iter().cloned()))
+        self.apps
+            .get(name)
+            .ok_or_else(|| Failure::no_such_app(name, self.names.iter().cloned()))
     }
 
     async fn ask(
@@ -323,11 +338,18 @@ impl Agent {
 /// Addresses of apps that are not in agent.toml now but have a record.
 fn reserved(config: &Config) -> BTreeSet<Ipv4Addr> {
     let configured: BTreeSet<&str> = config.apps.iter().map(|app| app.name.as_str()).collect();
-    let dirs = fs::read_dir(config.state_dir.join("apps")).into_iter().flatten().filter_map(Result::ok);
-    dirs.filter(|dir| dir.file_name().to_str().is_some_and(|name| !configured.contains(name)))
-        .filter_map(|dir| Record::read(&dir.path()).ok().flatten())
-        .map(|record| record.addresses.v4)
-        .collect()
+    let dirs = fs::read_dir(config.state_dir.join("apps"))
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    dirs.filter(|dir| {
+        dir.file_name()
+            .to_str()
+            .is_some_and(|name| !configured.contains(name))
+    })
+    .filter_map(|dir| Record::read(&dir.path()).ok().flatten())
+    .map(|record| record.addresses.v4)
+    .collect()
 }
 
 /// Name of the host's end of an app's veth pair: the same for the same app, at most 15 bytes.
@@ -345,7 +367,11 @@ fn summary(app: &AppHandle) -> AppSummary {
 
 impl Handler for Agent {
     async fn list(&self) -> Vec<AppSummary> {
-        self.names.iter().filter_map(|name| self.apps.get(name)).map(summary).collect()
+        self.names
+            .iter()
+            .filter_map(|name| self.apps.get(name))
+            .map(summary)
+            .collect()
     }
 
     async fn show(&self, name: &str) -> Result<AppDetail, Failure> {
@@ -400,7 +426,9 @@ impl Handler for Agent {
     async fn status(&self) -> AgentStatus {
         let mut apps = BTreeMap::new();
         for app in self.apps.values() {
-            *apps.entry(app.view.borrow().detail.summary.state.clone()).or_default() += 1;
+            *apps
+                .entry(app.view.borrow().detail.summary.state.clone())
+                .or_default() += 1;
         }
         AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -426,23 +454,39 @@ fn own_memory() -> Option<u64> {
 ///
 /// # Errors
 /// When the agent still runs, or something cannot be taken away.
-pub async fn cleanup(config: &Config) -> Result<(), AgentError> {
+pub async fn cleanup(config: &Config) -> Result<Vec<String>, AgentError> {
+    let mut removed = Vec::new();
     if !config.state_dir.exists() {
-        return Ok(Gate::remove(&gate_config(config)).await?);
+        Gate::remove(&gate_config(config)).await?;
+        return Ok(removed);
     }
     let _lock = AgentLock::acquire(&config.state_dir)?;
     let tree = CgroupTree::open(&config.instance)?;
-    tree.kill_all()?;
+    removed.extend(
+        end_all(&tree)?
+            .into_iter()
+            .map(|app| format!("processes of {app}")),
+    );
     let apps = config.state_dir.join("apps");
     for dir in fs::read_dir(&apps).into_iter().flatten().filter_map(Result::ok) {
-        let Some(name) = dir.file_name().to_str().map(str::to_owned) else { continue };
+        let Some(name) = dir.file_name().to_str().map(str::to_owned) else {
+            continue;
+        };
         let paths = AppPaths::new(&config.state_dir, &name);
         let addrs = match Record::read(&paths.dir) {
             Ok(Some(record)) => record.addresses,
             _ => Subnets::new(config.network.v4, config.network.v6)?.gate(),
         };
         let link = link_name(&config.instance, &name);
-        crate::sandbox::net::remove(&NetSpec { netns: paths.netns.clone(), link, addrs }).await?;
+        let net = NetSpec {
+            netns: paths.netns.clone(),
+            link,
+            addrs,
+        };
+        if crate::sandbox::net::exists(&net) {
+            removed.push(format!("network of {name}"));
+        }
+        crate::sandbox::net::remove(&net).await?;
         unmount(&paths.root())?;
         let _ = fs::remove_file(paths.shim_socket());
     }
@@ -450,7 +494,54 @@ pub async fn cleanup(config: &Config) -> Result<(), AgentError> {
     unmount(&config.state_dir.join("kdat"))?;
     tree.remove_all()?;
     let _ = fs::remove_file(config.socket());
-    Ok(())
+    Ok(removed)
+}
+
+/// Ends every process of apps and shims.
+fn end_all(tree: &CgroupTree) -> Result<Vec<String>, AgentError> {
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+        entries
+            .filter(|entry| entry.path().is_dir())
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
+    };
+    let apps = tree.apps_path();
+    let mut ended = Vec::new();
+    for app in names(&apps) {
+        for run in names(&apps.join(&app))
+            .iter()
+            .filter_map(|run| run.strip_prefix("run-")?.parse().ok())
+        {
+            let run = tree.run(&app, run)?;
+            if run.populated()? && !ended.contains(&app) {
+                ended.push(app.clone());
+            }
+            run.kill()?;
+        }
+        let shim = tree.shim(&app)?;
+        if shim.path().exists() {
+            shim.kill()?;
+        }
+    }
+    Ok(ended)
+}
+
+/// The store's part of a configuration, as the store's client takes it.
+pub fn store_config(section: &StoreSection) -> StoreConfig {
+    StoreConfig {
+        endpoint: section.endpoint.clone(),
+        bucket: section.bucket.clone(),
+        region: section.region.clone(),
+        prefix: section.prefix.clone(),
+        create_bucket: section.create_bucket,
+        access_key_id: section.access_key_id.clone(),
+        secret_access_key: section
+            .secret_access_key
+            .as_ref()
+            .map(|secret| crate::store::Secret(secret.0.clone())),
+        credentials_file: section.credentials_file.clone(),
+    }
 }
 
 fn unmount(path: &Path) -> Result<(), AgentError> {

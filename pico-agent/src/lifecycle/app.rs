@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::host::Host;
 use super::paths::AppPaths;
 use super::policy::{self, AfterExit, Coldness, CpuWindow, Decision, Failures, Idleness, Monotonic};
-use super::record::{Exit as RecordedExit, ExitStatus, Failure as RecordedFailure, Record, RecordError};
+use super::record::{Exit as RecordedExit, ExitStatus, Failure as RecordedFailure, Record};
 use super::state::{Event, State, Tier};
 use super::transfer::{Meter, Remote, Stored, TransferError};
 use crate::config::{AfterCrash, AppConfig, Root};
@@ -102,7 +102,6 @@ pub(super) struct App {
     pub meter: Arc<Meter>,
     /// Fetches that a fault waits for.
     pub fetching: Arc<AtomicUsize>,
-    pub(super) page_faults: Arc<AtomicU64>,
     commands: mpsc::UnboundedReceiver<Command>,
     view: watch::Sender<View>,
     warm_since: Monotonic,
@@ -154,7 +153,6 @@ impl App {
             live: None,
             meter: meter.clone(),
             fetching: Arc::default(),
-            page_faults: page_faults.clone(),
             commands,
             view,
             warm_since: now(),
@@ -169,7 +167,12 @@ impl App {
             next: String::new(),
         };
         tokio::spawn(app.run());
-        AppHandle { commands: sender, view: receiver, meter, page_faults }
+        AppHandle {
+            commands: sender,
+            view: receiver,
+            meter,
+            page_faults,
+        }
     }
 
     async fn run(mut self) {
@@ -268,8 +271,16 @@ impl App {
         let outcome = if self.stored() {
             self.go_cold("asked by its owner").await
         } else {
-            let why = self.record.last_failure.as_ref().map(|f| f.reason.clone()).unwrap_or_default();
-            Err(Failure::new(ErrorCode::SleepFailed, format!("its checkpoint could not be stored ({why})")))
+            let why = self
+                .record
+                .last_failure
+                .as_ref()
+                .map(|f| f.reason.clone())
+                .unwrap_or_default();
+            Err(Failure::new(
+                ErrorCode::SleepFailed,
+                format!("its checkpoint could not be stored ({why})"),
+            ))
         };
         let _ = reply.send(outcome);
     }
@@ -316,10 +327,18 @@ impl App {
                 }
             }
             Some(shim::Event::Exited { exit, reason }) => self.exited(exit, reason).await,
-            Some(shim::Event::Failed { reason, running: false, .. }) => self.exited(Exit::Signal(9), Some(reason)).await,
+            Some(shim::Event::Failed {
+                reason,
+                running: false,
+                ..
+            }) => self.exited(Exit::Signal(9), Some(reason)).await,
             Some(_) => {}
-            None => self.lost("its shim was lost, and the app was ended so that it reads no memory that nobody serves")
-                .await,
+            None => {
+                self.lost(
+                    "its shim was lost, and the app was ended so that it reads no memory that nobody serves",
+                )
+                .await
+            }
         }
     }
 
@@ -329,7 +348,10 @@ impl App {
             Exit::Code(code) => ExitStatus::Code(code),
             Exit::Signal(signal) => ExitStatus::Signal(signal),
         };
-        self.record.last_exit = Some(RecordedExit { status, at: Timestamp::now() });
+        self.record.last_exit = Some(RecordedExit {
+            status,
+            at: Timestamp::now(),
+        });
         if let Some(reason) = reason {
             self.lost(&reason).await;
             return;
@@ -346,7 +368,12 @@ impl App {
             }
             AfterExit::Stay { why } => why,
         };
-        self.apply(Event::Exited { clean: status.is_clean() }, &why);
+        self.apply(
+            Event::Exited {
+                clean: status.is_clean(),
+            },
+            &why,
+        );
         self.forget_checkpoint();
         self.save();
     }
@@ -355,7 +382,9 @@ impl App {
     pub(super) async fn lost(&mut self, reason: &str) {
         self.fail("run", reason);
         self.leave_run().await;
-        let resume = self.checkpoint_tier().filter(|_| self.config.after_crash == AfterCrash::Checkpoint);
+        let resume = self
+            .checkpoint_tier()
+            .filter(|_| self.config.after_crash == AfterCrash::Checkpoint);
         let why = match resume {
             Some(_) => format!("{reason}; goes on from its last checkpoint"),
             None => format!("{reason}; it has no checkpoint to go on from"),
@@ -408,13 +437,22 @@ impl App {
                 State::Hot => self.sleep_decision(now),
                 State::Warm => self.cold_decision(now),
                 State::Stopped | State::Failed { .. } => match self.restart_at {
-                    Some(at) if at <= now => Decision::Now { why: "started again".to_owned() },
-                    Some(at) => {
-                        Decision::Wait { until: Some(at), why: self.record.situation.reason.clone() }
-                    }
-                    None => Decision::Wait { until: None, why: String::new() },
+                    Some(at) if at <= now => Decision::Now {
+                        why: "started again".to_owned(),
+                    },
+                    Some(at) => Decision::Wait {
+                        until: Some(at),
+                        why: self.record.situation.reason.clone(),
+                    },
+                    None => Decision::Wait {
+                        until: None,
+                        why: String::new(),
+                    },
                 },
-                _ => Decision::Wait { until: None, why: String::new() },
+                _ => Decision::Wait {
+                    until: None,
+                    why: String::new(),
+                },
             };
             match decision {
                 Decision::Wait { until, why } => {
@@ -435,7 +473,7 @@ impl App {
         }
     }
 
-    fn retry_start(&mut self) {
+    pub(super) fn retry_start(&mut self) {
         let exit = ExitStatus::Code(1);
         if let AfterExit::Restart { after, attempt, .. } =
             policy::restart_decision(self.config.restart, exit, Duration::ZERO, self.restarts)
@@ -447,7 +485,11 @@ impl App {
 
     fn sleep_decision(&mut self, now: Monotonic) -> Decision {
         let addresses = self.record.addresses;
-        let activity = self.host.probes.activity(addresses.v4, addresses.v6).unwrap_or_default();
+        let activity = self
+            .host
+            .probes
+            .activity(addresses.v4, addresses.v6)
+            .unwrap_or_default();
         let last = activity.iter().max_by_key(|port| port.last_ns);
         let last_activity = last.map(|port| {
             let at = if port.port == 0 {
@@ -459,7 +501,10 @@ impl App {
         });
         let held_packets = self.host.gate.held(&self.config.name);
         let Some(live) = &mut self.live else {
-            return Decision::Wait { until: None, why: "it has no process".to_owned() };
+            return Decision::Wait {
+                until: None,
+                why: "it has no process".to_owned(),
+            };
         };
         let used = live.cgroup.cpu_usage().unwrap_or_default();
         let cpu = CpuWindow {
@@ -490,10 +535,18 @@ impl App {
         policy::cold_decision(&Coldness {
             now,
             warm_since: self.warm_since,
-            cold_after: if self.cold_now { Wait::After(Duration::ZERO) } else { self.config.cold_after },
+            cold_after: if self.cold_now {
+                Wait::After(Duration::ZERO)
+            } else {
+                self.config.cold_after
+            },
             waking: false,
             uploaded: self.stored(),
-            failed: if self.upload.is_some() { Failures::default() } else { self.upload_failures },
+            failed: if self.upload.is_some() {
+                Failures::default()
+            } else {
+                self.upload_failures
+            },
         })
     }
 
@@ -503,7 +556,12 @@ impl App {
     pub(super) fn remote(&self) -> Option<Remote> {
         let store = self.host.store.clone()?;
         let (app, paths) = (self.config.name.clone(), self.paths.clone());
-        Some(Remote { store, app, paths, meter: self.meter.clone() })
+        Some(Remote {
+            store,
+            app,
+            paths,
+            meter: self.meter.clone(),
+        })
     }
 
     fn stored(&self) -> bool {
@@ -518,7 +576,12 @@ impl App {
             return;
         }
         let Some(remote) = self.remote() else { return };
-        let previous = self.record.checkpoint.manifest_etag.clone().map(crate::store::ETag);
+        let previous = self
+            .record
+            .checkpoint
+            .manifest_etag
+            .clone()
+            .map(crate::store::ETag);
         let packed = Arc::new(Mutex::new(false));
         let task = tokio::spawn({
             let packed = packed.clone();
@@ -528,7 +591,11 @@ impl App {
                 remote.upload(generation, files, previous).await
             }
         });
-        self.upload = Some(Upload { generation, task, packed });
+        self.upload = Some(Upload {
+            generation,
+            task,
+            packed,
+        });
     }
 
     fn uploaded(&mut self, outcome: Result<Stored, TransferError>) {
@@ -542,8 +609,10 @@ impl App {
                 checkpoint.bytes = stored.bytes;
             }
             Err(error) => {
-                self.upload_failures =
-                    Failures { count: self.upload_failures.count.saturating_add(1), last: Some(now()) };
+                self.upload_failures = Failures {
+                    count: self.upload_failures.count.saturating_add(1),
+                    last: Some(now()),
+                };
                 self.fail("upload", &error.to_string());
             }
         }
@@ -575,11 +644,19 @@ impl App {
         self.release_sandbox().await;
         let paths = self.paths.clone();
         let removed = tokio::task::spawn_blocking(move || {
-            let dirs =
-                [paths.checkpoints(), paths.pages(), paths.upper(), paths.overlay_work(), paths.run(), paths.root()];
+            let dirs = [
+                paths.checkpoints(),
+                paths.pages(),
+                paths.upper(),
+                paths.overlay_work(),
+                paths.run(),
+                paths.root(),
+            ];
             for dir in dirs.iter().chain([&paths.dir.join("transfer")]) {
                 match fs::remove_dir_all(dir) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err((dir.clone(), error)),
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err((dir.clone(), error));
+                    }
                     _ => {}
                 }
             }
@@ -624,12 +701,19 @@ impl App {
     pub(super) fn fail(&mut self, during: &str, reason: &str) {
         tracing::warn!(app = self.config.name, during, reason, "failed");
         let at = Timestamp::now();
-        self.record.last_failure = Some(RecordedFailure { at, during: during.to_owned(), reason: reason.to_owned() });
+        self.record.last_failure = Some(RecordedFailure {
+            at,
+            during: during.to_owned(),
+            reason: reason.to_owned(),
+        });
     }
 
     pub(super) fn sleep_failed(&mut self) {
         let count = self.sleep_failures.count.saturating_add(1);
-        self.sleep_failures = Failures { count, last: Some(now()) };
+        self.sleep_failures = Failures {
+            count,
+            last: Some(now()),
+        };
     }
 
     pub(super) fn sleep_succeeded(&mut self) {
@@ -679,8 +763,10 @@ impl App {
 
     fn publish(&mut self) {
         let checkpoint = &self.record.checkpoint;
-        let (pid, cgroup) =
-            self.live.as_ref().map_or((None, None), |live| (live.pid, Some(live.cgroup.clone())));
+        let (pid, cgroup) = self
+            .live
+            .as_ref()
+            .map_or((None, None), |live| (live.pid, Some(live.cgroup.clone())));
         let stats = self.live.as_ref().map(|live| live.stats);
         if let (Some(wake), Some(stats)) = (&mut self.record.last_wake, stats) {
             wake.faults = stats.faults;
@@ -713,8 +799,13 @@ impl App {
     /// The root of the app.
     pub(super) fn root(&self) -> RootSpec {
         let (lower, mask) = match &self.config.root {
-            Root::Host => ("/".into(), Mask::Host { hidden: self.host.hidden.clone() }),
-            Root::Dir(dir) => (dir.clone(), Mask::Dir),
+            Root::Host => (
+                "/".into(),
+                Mask::Host {
+                    hidden: self.host.hidden.clone(),
+                },
+            ),
+            Root::Dir(dir) => (dir.clone(), Mask::Directory),
         };
         RootSpec {
             lower: vec![lower],
@@ -729,7 +820,9 @@ impl App {
     pub(super) fn runs(&self) -> BTreeSet<u64> {
         let dir = self.host.cgroups.apps_path().join(&self.config.name);
         let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-        entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("run-")?.parse().ok()).collect()
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("run-")?.parse().ok())
+            .collect()
     }
 
     /// Takes over a run whose app is up.
@@ -770,7 +863,10 @@ impl App {
         if let Err(error) = crate::sandbox::unmount_root(&self.root()) {
             tracing::error!(app = self.config.name, %error, "cannot unmount the root");
         }
-        for group in [self.host.cgroups.app_group(&self.config.name), self.host.cgroups.shim(&self.config.name)] {
+        for group in [
+            self.host.cgroups.app_group(&self.config.name),
+            self.host.cgroups.shim(&self.config.name),
+        ] {
             if let Err(error) = group.and_then(|group| group.remove()) {
                 tracing::error!(app = self.config.name, %error, "cannot remove a cgroup");
             }
@@ -800,6 +896,7 @@ fn first_detail(config: &AppConfig, record: &Record) -> AppDetail {
         },
         command: config.command.clone(),
         counters: record.counters,
+        page_faults: 0,
         last_wake: record.last_wake.clone(),
         last_failure: record.last_failure.clone(),
         last_exit: record.last_exit,
@@ -816,7 +913,10 @@ async fn shim_event(live: &mut Option<Live>) -> Option<shim::Event> {
 
 async fn join(task: &mut JoinHandle<Result<Stored, TransferError>>) -> Result<Stored, TransferError> {
     task.await.unwrap_or_else(|error| {
-        Err(TransferError::Content { what: "the upload", reason: error.to_string() })
+        Err(TransferError::Content {
+            what: "the upload",
+            reason: error.to_string(),
+        })
     })
 }
 
@@ -831,19 +931,5 @@ async fn wait_until(deadline: Option<Monotonic>) {
     match deadline {
         Some(at) => tokio::time::sleep(at.saturating_sub(now())).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Loads the record of an app, or makes one.
-///
-/// # Errors
-/// When there is one that cannot be read.
-pub(super) fn load_record(
-    paths: &AppPaths,
-    make: impl FnOnce() -> Record,
-) -> Result<Record, RecordError> {
-    match Record::read(&paths.dir)? {
-        Some(record) => Ok(record),
-        None => Ok(make()),
     }
 }

@@ -14,7 +14,10 @@ pub struct AppPaths {
 impl AppPaths {
     /// The paths of app `name` in `state_dir`.
     pub fn new(state_dir: &Path, name: &str) -> Self {
-        AppPaths { dir: state_dir.join("apps").join(name), netns: state_dir.join("netns").join(name) }
+        AppPaths {
+            dir: state_dir.join("apps").join(name),
+            netns: state_dir.join("netns").join(name),
+        }
     }
 
     /// The writable layer.

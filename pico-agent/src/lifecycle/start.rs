@@ -4,7 +4,7 @@ use std::fs;
 
 use super::app::{App, STOP_GRACE};
 use super::policy::{self, Found, Recovery};
-use super::state::{Event, State, Tier};
+use super::state::{Event, State};
 use super::swap_in::NotRunning;
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::sandbox::{Limits, SandboxSpec};
@@ -35,7 +35,11 @@ impl App {
                 self.end_stray_runs().await;
                 self.apply(Event::StartFailed, failed.reason());
                 self.save();
-                let message = format!("'{}' could not be started ({})", self.config.name, failed.reason());
+                let message = format!(
+                    "'{}' could not be started ({})",
+                    self.config.name,
+                    failed.reason()
+                );
                 Err(Failure::new(ErrorCode::StartFailed, message))
             }
         }
@@ -43,14 +47,23 @@ impl App {
 
     async fn start_now(&mut self) -> Result<(), NotRunning> {
         self.have_files().await?;
-        crate::sandbox::net::create(&self.net()).await.map_err(NotRunning::new)?;
+        crate::sandbox::net::create(&self.net())
+            .await
+            .map_err(NotRunning::new)?;
         let (client, mut events, cgroup) = self.shim().await?;
         let spec = self.sandbox(cgroup.clone());
-        client.send(&Request::Start(Box::new(spec))).await.map_err(NotRunning::new)?;
+        client
+            .send(&Request::Start(Box::new(spec)))
+            .await
+            .map_err(NotRunning::new)?;
         let pid = self.running(&client, &mut events).await?;
         self.live(client, events, cgroup, pid);
         let link = self.record.link.clone();
-        self.host.gate.release(&self.config.name, &link).await.map_err(NotRunning::new)?;
+        self.host
+            .gate
+            .release(&self.config.name, &link)
+            .await
+            .map_err(NotRunning::new)?;
         Ok(())
     }
 
@@ -136,10 +149,16 @@ impl App {
     /// What to do with the app when the agent has started.
     pub(super) async fn recover(&mut self) {
         let addresses = self.record.addresses;
-        if let Err(error) = self.host.probes.watch(addresses.v4, addresses.v6, &self.config.ports) {
+        if let Err(error) = self
+            .host
+            .probes
+            .watch(addresses.v4, addresses.v6, &self.config.ports)
+        {
             tracing::error!(app = self.config.name, %error, "its activity cannot be seen");
         }
-        self.host.gate.register(&self.config.name, addresses, &self.config.ports);
+        self.host
+            .gate
+            .register(&self.config.name, addresses, &self.config.ports);
         let adopted = self.adopt().await;
         self.newest_local_checkpoint();
         let found = Found {
@@ -188,8 +207,13 @@ impl App {
 
     /// A swap-out that was committed just before the agent died has left a newer checkpoint than the record says.
     fn newest_local_checkpoint(&mut self) {
-        let dirs = fs::read_dir(self.paths.checkpoints()).into_iter().flatten().filter_map(Result::ok);
-        let newest = dirs.filter_map(|dir| dir.file_name().to_str()?.parse::<u64>().ok()).max();
+        let dirs = fs::read_dir(self.paths.checkpoints())
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok);
+        let newest = dirs
+            .filter_map(|dir| dir.file_name().to_str()?.parse::<u64>().ok())
+            .max();
         let checkpoint = &mut self.record.checkpoint;
         match newest {
             Some(generation) if generation >= checkpoint.generation && checkpoint.local.is_some() => {
@@ -207,17 +231,25 @@ impl App {
 
     /// Takes up the shim that an earlier agent started, if it is there and its app runs.
     async fn adopt(&mut self) -> bool {
-        let Ok((client, mut events)) = ShimClient::connect(&self.paths.shim_socket()) else { return false };
-        let Some(&run) = self.runs().last() else { return false };
-        let Ok(cgroup) = self.host.cgroups.run(&self.config.name, run) else { return false };
+        let Ok((client, mut events)) = ShimClient::connect(&self.paths.shim_socket()) else {
+            return false;
+        };
+        let Some(&run) = self.runs().last() else {
+            return false;
+        };
+        let Ok(cgroup) = self.host.cgroups.run(&self.config.name, run) else {
+            return false;
+        };
         let pid = match events.recv().await {
-            Some(shim::Event::Hello { version, phase, pid }) if version == shim::VERSION => match (phase, pid) {
-                (Phase::Running, Some(pid)) => Some(pid),
-                // Its agent is gone: the dump is called off.
-                (Phase::Dumping, Some(pid)) => self.called_off(&client, &mut events).await.then_some(pid),
-                (Phase::Starting, _) => self.running(&client, &mut events).await.ok(),
-                _ => None,
-            },
+            Some(shim::Event::Hello { version, phase, pid }) if version == shim::VERSION => {
+                match (phase, pid) {
+                    (Phase::Running, Some(pid)) => Some(pid),
+                    // Its agent is gone: the dump is called off.
+                    (Phase::Dumping, Some(pid)) => self.called_off(&client, &mut events).await.then_some(pid),
+                    (Phase::Starting, _) => self.running(&client, &mut events).await.ok(),
+                    _ => None,
+                }
+            }
             _ => None,
         };
         match pid {
@@ -247,14 +279,6 @@ impl App {
                 Some(shim::Event::Dumped | shim::Event::Exited { .. }) | None => return false,
                 Some(_) => {}
             }
-        }
-    }
-
-    /// The tier of a checkpoint, for the words of a reason.
-    pub(super) fn tier_words(tier: Tier) -> &'static str {
-        match tier {
-            Tier::Warm => "on this host's disk",
-            Tier::Cold => "in the object store",
         }
     }
 }

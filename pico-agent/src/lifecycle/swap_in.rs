@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::app::{App, now};
 use super::record::{Phase, Wake};
-use super::state::{Event, State, Tier};
+use super::state::{Event, Tier};
 use super::transfer::{Remote, TransferError};
 use crate::checkpoint::index::ObjectId;
 use crate::control::protocol::{ErrorCode, Failure};
@@ -31,7 +31,10 @@ pub(super) struct NotRunning {
 
 impl NotRunning {
     pub(super) fn new(reason: impl std::fmt::Display) -> Self {
-        NotRunning { reason: reason.to_string(), permanent: false }
+        NotRunning {
+            reason: reason.to_string(),
+            permanent: false,
+        }
     }
 
     pub(super) fn reason(&self) -> &str {
@@ -49,12 +52,19 @@ struct Stopwatch {
 impl Stopwatch {
     fn new() -> Self {
         let began = Instant::now();
-        Stopwatch { began, last: began, phases: Vec::new() }
+        Stopwatch {
+            began,
+            last: began,
+            phases: Vec::new(),
+        }
     }
 
     fn lap(&mut self, name: &str) {
         let ms = self.last.elapsed().as_secs_f64() * 1000.0;
-        self.phases.push(Phase { name: name.to_owned(), ms });
+        self.phases.push(Phase {
+            name: name.to_owned(),
+            ms,
+        });
         self.last = Instant::now();
     }
 }
@@ -119,7 +129,9 @@ impl App {
         let net = self.net();
         let network = crate::sandbox::net::create(&net);
         if from == Tier::Cold {
-            let remote = self.remote().ok_or_else(|| NotRunning::new("there is no [store] in agent.toml"))?;
+            let remote = self
+                .remote()
+                .ok_or_else(|| NotRunning::new("there is no [store] in agent.toml"))?;
             let (fetched, network) = tokio::join!(remote.download(generation), network);
             network.map_err(NotRunning::new)?;
             fetched.map_err(NotRunning::new)?;
@@ -131,12 +143,19 @@ impl App {
         let (client, mut events, cgroup) = self.shim().await?;
         watch.lap("sandbox");
         let checkpoint = self.paths.checkpoint(generation);
-        client.send(&Request::Restore { checkpoint }).await.map_err(NotRunning::new)?;
+        client
+            .send(&Request::Restore { checkpoint })
+            .await
+            .map_err(NotRunning::new)?;
         let pid = self.running(&client, &mut events).await?;
         watch.lap("restore");
         self.live(client, events, cgroup, pid);
         let link = &self.record.link;
-        self.host.gate.release(&self.config.name, link).await.map_err(NotRunning::new)?;
+        self.host
+            .gate
+            .release(&self.config.name, link)
+            .await
+            .map_err(NotRunning::new)?;
         watch.lap("release");
         Ok(())
     }
@@ -166,8 +185,8 @@ impl App {
             work: work.clone(),
             pages: self.paths.pages(),
             logs: self.paths.logs(),
-            log_bytes: crate::logs::FILE_BYTES,
-            log_files: crate::logs::KEPT_FILES,
+            log_bytes: crate::logs::MAX_BYTES,
+            log_files: crate::logs::KEEP,
             kernel_cache: self.host.kernel_cache(),
             criu: self.host.criu.clone(),
             netns: self.paths.netns.clone(),
@@ -177,13 +196,17 @@ impl App {
             fault_timeout_s: FETCH_PATIENCE.as_secs(),
         };
         let log = std::fs::File::create(work.join("shim.log")).map_err(NotRunning::new)?;
-        let (client, mut events) =
-            ShimClient::spawn(&self.host.shim, &config, log).await.map_err(NotRunning::new)?;
+        let (client, mut events) = ShimClient::spawn(&self.host.shim, &config, log)
+            .await
+            .map_err(NotRunning::new)?;
         match events.recv().await {
             Some(shim::Event::Hello { .. }) => Ok((client, events, cgroup)),
             _ => {
                 let said = std::fs::read_to_string(work.join("shim.log")).unwrap_or_default();
-                Err(NotRunning::new(format!("the shim did not start: {}", said.trim())))
+                Err(NotRunning::new(format!(
+                    "the shim did not start: {}",
+                    said.trim()
+                )))
             }
         }
     }
@@ -197,7 +220,9 @@ impl App {
         loop {
             match events.recv().await {
                 Some(shim::Event::Running { pid, .. }) => return Ok(pid),
-                Some(shim::Event::Failed { reason, permanent, .. }) => {
+                Some(shim::Event::Failed {
+                    reason, permanent, ..
+                }) => {
                     return Err(NotRunning { reason, permanent });
                 }
                 Some(shim::Event::Need { object, block }) => self.serve_block_to(client, object, block),
@@ -223,7 +248,11 @@ impl App {
     fn mount_root(&self, root: &crate::sandbox::RootSpec) -> Result<(), NotRunning> {
         let mounted = nix::sys::statfs::statfs(&root.mountpoint)
             .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
-        if mounted { Ok(()) } else { crate::sandbox::mount_root(root).map_err(NotRunning::new) }
+        if mounted {
+            Ok(())
+        } else {
+            crate::sandbox::mount_root(root).map_err(NotRunning::new)
+        }
     }
 
     /// Fetches a block that a fault of the running app waits for.
@@ -242,7 +271,11 @@ impl App {
                 Ok(()) => Request::Block { object, block },
                 Err(error) => {
                     tracing::error!(app, %object, block, %error, "a page cannot be had");
-                    Request::Lost { object, block, reason: error.to_string() }
+                    Request::Lost {
+                        object,
+                        block,
+                        reason: error.to_string(),
+                    }
                 }
             };
             // A shim that is gone needs no page.
@@ -254,16 +287,14 @@ impl App {
     pub(super) fn now(&self) -> super::policy::Monotonic {
         now()
     }
-
-    /// Whether the app is asleep or being woken: packets may wait for it.
-    pub(super) fn may_wake(&self) -> bool {
-        matches!(self.state(), State::Warm | State::Cold | State::SwappingIn { .. })
-    }
 }
 
 /// Fetches one block; a store that is away may come back for as long as the app can wait.
 async fn fetch(remote: Option<Remote>, object: ObjectId, block: u64) -> Result<(), Arc<TransferError>> {
-    let none = || TransferError::Content { what: "the store", reason: "there is no [store] in agent.toml".into() };
+    let none = || TransferError::Content {
+        what: "the store",
+        reason: "there is no [store] in agent.toml".into(),
+    };
     let remote = remote.ok_or_else(|| Arc::new(none()))?;
     let until = Instant::now() + FETCH_PATIENCE;
     loop {

@@ -30,7 +30,9 @@ impl App {
         self.settle_upload(false).await;
         self.apply(Event::SwapOut, why);
         if let Err(error) = self.host.gate.hold(&self.config.name).await {
-            return self.slept_not(format!("its packets cannot be held: {error}")).await;
+            return self
+                .slept_not(format!("its packets cannot be held: {error}"))
+                .await;
         }
         let generation = self.next_generation();
         match self.swap_out(generation).await {
@@ -56,7 +58,9 @@ impl App {
     }
 
     async fn swap_out(&mut self, generation: u64) -> Outcome {
-        let Some(mut live) = self.live.take() else { return Outcome::Lost };
+        let Some(mut live) = self.live.take() else {
+            return Outcome::Lost;
+        };
         let outcome = self.dump(&live.client, &mut live.events, generation).await;
         self.live = Some(live);
         outcome
@@ -73,7 +77,10 @@ impl App {
         if let Err(error) = fs::create_dir_all(&unfinished) {
             return Outcome::Refused(format!("{}: {error}", unfinished.display()));
         }
-        let request = Request::Dump { checkpoint: unfinished.clone(), generation };
+        let request = Request::Dump {
+            checkpoint: unfinished.clone(),
+            generation,
+        };
         if client.send(&request).await.is_err() {
             return Outcome::Lost;
         }
@@ -85,7 +92,9 @@ impl App {
                 Some(shim::Event::DumpReady(summary)) => {
                     called_off = self.point_of_no_return(generation).err();
                     made = Some(summary);
-                    let commit = Request::Commit { accept: called_off.is_none() };
+                    let commit = Request::Commit {
+                        accept: called_off.is_none(),
+                    };
                     if client.send(&commit).await.is_err() {
                         return Outcome::Lost;
                     }
@@ -96,7 +105,11 @@ impl App {
                         None => Outcome::Lost,
                     };
                 }
-                Some(shim::Event::Failed { reason, running: true, .. }) => {
+                Some(shim::Event::Failed {
+                    reason,
+                    running: true,
+                    ..
+                }) => {
                     return Outcome::Refused(called_off.unwrap_or(reason));
                 }
                 Some(shim::Event::Failed { reason, .. }) => {
@@ -116,7 +129,10 @@ impl App {
         if held > 0 {
             return Err(format!("{held} packets came for it meanwhile"));
         }
-        let (from, to) = (self.paths.unfinished(generation), self.paths.checkpoint(generation));
+        let (from, to) = (
+            self.paths.unfinished(generation),
+            self.paths.checkpoint(generation),
+        );
         let named = fs::rename(&from, &to).and_then(|()| sync_dir(&self.paths.checkpoints()));
         named.map_err(|error| format!("{}: {error}", to.display()))
     }
@@ -153,15 +169,23 @@ impl App {
         }
         self.apply(Event::SwapOutFailed, &reason);
         self.save();
-        let message = format!("'{}' could not be put to sleep and runs on ({reason})", self.config.name);
+        let message = format!(
+            "'{}' could not be put to sleep and runs on ({reason})",
+            self.config.name
+        );
         Err(Failure::new(ErrorCode::SleepFailed, message))
     }
 
     /// One more than any that was ever begun.
     fn next_generation(&self) -> u64 {
-        let dirs = fs::read_dir(self.paths.checkpoints()).into_iter().flatten().filter_map(Result::ok);
+        let dirs = fs::read_dir(self.paths.checkpoints())
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok);
         let begun = dirs.filter_map(|dir| {
-            dir.file_name().to_str().and_then(|name| name.trim_end_matches(".tmp").parse::<u64>().ok())
+            dir.file_name()
+                .to_str()
+                .and_then(|name| name.trim_end_matches(".tmp").parse::<u64>().ok())
         });
         begun.max().unwrap_or(0).max(self.record.checkpoint.generation) + 1
     }
@@ -195,10 +219,16 @@ fn remove_pages(pages: &Path, unwanted: impl Fn(ObjectId) -> bool) -> std::io::R
     for entry in fs::read_dir(pages)? {
         let entry = entry?;
         let name = entry.file_name();
-        let id = name.to_str().and_then(|name| name.split_once('.')).and_then(|(id, _)| {
-            let (generation, number) = id.split_once('-')?;
-            Some(ObjectId { generation: generation.parse().ok()?, number: number.parse().ok()? })
-        });
+        let id = name
+            .to_str()
+            .and_then(|name| name.split_once('.'))
+            .and_then(|(id, _)| {
+                let (generation, number) = id.split_once('-')?;
+                Some(ObjectId {
+                    generation: generation.parse().ok()?,
+                    number: number.parse().ok()?,
+                })
+            });
         if id.is_some_and(&unwanted) {
             fs::remove_file(entry.path())?;
         }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::paths::AppPaths;
+use crate::checkpoint::BLOCK_SIZE;
 use crate::checkpoint::archive::{self, Budget};
 use crate::checkpoint::bundle;
 use crate::checkpoint::hash::{BlockSums, Digest, block_len};
@@ -17,7 +18,8 @@ use crate::checkpoint::index::{IndexError, Object as IndexObject, ObjectId, Page
 use crate::checkpoint::keys;
 use crate::checkpoint::local::{DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE};
 use crate::checkpoint::manifest::{self, Manifest, ManifestError, PageObject};
-use crate::store::{BLOCK_SIZE, CacheError, ETag, PageCache, Precondition, Store, StoreError};
+use crate::store::cache::CacheError;
+use crate::store::{ETag, PageCache, Precondition, Store, StoreError};
 
 /// Newest page objects up to this size in all come with the first wave: they are what the last wake touched.
 const FIRST_PAGES_BYTES: u64 = 8 << 20;
@@ -56,7 +58,9 @@ pub enum TransferError {
         reason: String,
     },
     /// An object is not what the manifest says.
-    #[error("{key} is not what was stored: its checksum differs; the object store or the way to it is damaged")]
+    #[error(
+        "{key} is not what was stored: its checksum differs; the object store or the way to it is damaged"
+    )]
     Damaged {
         /// Which object.
         key: String,
@@ -64,17 +68,25 @@ pub enum TransferError {
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
-    move |source| TransferError::File { path: path.to_owned(), source }
+    move |source| TransferError::File {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn content<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> TransferError {
-    move |error| TransferError::Content { what, reason: error.to_string() }
+    move |error| TransferError::Content {
+        what,
+        reason: error.to_string(),
+    }
 }
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TransferError> + Send + 'static,
 ) -> Result<T, TransferError> {
-    tokio::task::spawn_blocking(work).await.map_err(content("a background task"))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(content("a background task"))?
 }
 
 /// What one app has read from the store since its last wake began.
@@ -92,7 +104,10 @@ impl Meter {
 
     /// Bytes and requests so far.
     pub fn read(&self) -> (u64, u64) {
-        (self.bytes.load(Ordering::Relaxed), self.gets.load(Ordering::Relaxed))
+        (
+            self.bytes.load(Ordering::Relaxed),
+            self.gets.load(Ordering::Relaxed),
+        )
     }
 
     /// Starts from nothing.
@@ -179,7 +194,7 @@ impl Remote {
             app: self.app.clone(),
             generation,
             clocks: prepared.dump.clocks.clone(),
-            host: manifest::Host::current().map_err(content("the host"))?,
+            host: this_host()?,
             bundle: manifest::Object::new(bundle_key, prepared.bundle),
             index: manifest::Object::new(index_key, Digest::of(&prepared.index_bytes)),
             files: Some(manifest::Object::new(files_key, files)),
@@ -188,12 +203,18 @@ impl Remote {
         };
         let bytes = Bytes::from(manifest.encode()?);
         let condition = previous.map_or(Precondition::Absent, Precondition::Matches);
-        let etag = self.store.put_if(&keys::manifest(&self.app), bytes.clone(), condition).await?;
+        let etag = self
+            .store
+            .put_if(&keys::manifest(&self.app), bytes.clone(), condition)
+            .await?;
         let path = self.paths.manifest();
         super::record::write_atomically(&path, &bytes).map_err(at(&path))?;
         let _ = fs::remove_dir_all(&transfer);
         self.collect_garbage(&manifest).await;
-        Ok(Stored { etag, bytes: total_bytes(&manifest) })
+        Ok(Stored {
+            etag,
+            bytes: total_bytes(&manifest),
+        })
     }
 
     fn prepare(&self, checkpoint: &Path, generation: u64) -> Result<Prepared, TransferError> {
@@ -217,7 +238,12 @@ impl Remote {
         let path = transfer.join("bundle");
         let output = BufWriter::new(File::create(&path).map_err(at(&path))?);
         let digest = bundle::pack(&staged, output).map_err(content("CRIU's images"))?;
-        Ok(Prepared { index, index_bytes: index_bytes.into(), dump, bundle: digest })
+        Ok(Prepared {
+            index,
+            index_bytes: index_bytes.into(),
+            dump,
+            bundle: digest,
+        })
     }
 
     async fn upload_pages(&self, object: &IndexObject) -> Result<PageObject, TransferError> {
@@ -232,8 +258,10 @@ impl Remote {
         })
         .await?;
         let encoded = Bytes::from(sums.encode());
-        let (key, sums_key) =
-            (keys::pages(&self.app, generation, number), keys::sums(&self.app, generation, number));
+        let (key, sums_key) = (
+            keys::pages(&self.app, generation, number),
+            keys::sums(&self.app, generation, number),
+        );
         self.store.put_file(&key, &path).await?;
         let digest = Digest::of(&encoded);
         self.store.put(&sums_key, encoded).await?;
@@ -249,14 +277,22 @@ impl Remote {
     /// The page objects that the last manifest this host stored or read lists.
     fn read_manifest(&self) -> Option<Vec<PageObject>> {
         let bytes = fs::read(self.paths.manifest()).ok()?;
-        Manifest::decode(&bytes, &manifest::Limits::default()).ok().map(|manifest| manifest.pages)
+        Manifest::decode(&bytes, &manifest::Limits::default())
+            .ok()
+            .map(|manifest| manifest.pages)
     }
 
     /// Deletes what no checkpoint needs any more. What cannot be deleted now is deleted next time.
     async fn collect_garbage(&self, manifest: &Manifest) {
-        let mut kept: HashSet<&str> = HashSet::from([manifest.bundle.key.as_str(), manifest.index.key.as_str()]);
+        let mut kept: HashSet<&str> =
+            HashSet::from([manifest.bundle.key.as_str(), manifest.index.key.as_str()]);
         kept.extend(manifest.files.iter().map(|files| files.key.as_str()));
-        kept.extend(manifest.pages.iter().flat_map(|page| [page.key.as_str(), page.sums.key.as_str()]));
+        kept.extend(
+            manifest
+                .pages
+                .iter()
+                .flat_map(|page| [page.key.as_str(), page.sums.key.as_str()]),
+        );
         let manifest_key = keys::manifest(&self.app);
         kept.insert(&manifest_key);
         let listed = match self.store.list(&keys::app_prefix(&self.app)).await {
@@ -266,8 +302,11 @@ impl Remote {
                 return;
             }
         };
-        let old: Vec<String> =
-            listed.into_iter().map(|(key, _)| key).filter(|key| !kept.contains(key.as_str())).collect();
+        let old: Vec<String> = listed
+            .into_iter()
+            .map(|(key, _)| key)
+            .filter(|key| !kept.contains(key.as_str()))
+            .collect();
         if let Err(error) = self.store.delete(&old).await {
             tracing::warn!(app = self.app, %error, "cannot delete old checkpoints");
         }
@@ -277,7 +316,9 @@ impl Remote {
         let (bytes, _) = self.store.get(&object.key, object.bytes).await?;
         self.meter.count(bytes.len());
         if Digest::of(&bytes) != object.digest() {
-            return Err(TransferError::Damaged { key: object.key.clone() });
+            return Err(TransferError::Damaged {
+                key: object.key.clone(),
+            });
         }
         Ok(bytes)
     }
@@ -298,9 +339,13 @@ impl Remote {
                 None => Ok(None),
             }
         };
-        let sums = futures_util::future::try_join_all(manifest.pages.iter().map(|page| self.fetch(&page.sums)));
-        let newest: Vec<&PageObject> =
-            manifest.pages.iter().filter(|page| page.generation == generation).collect();
+        let sums =
+            futures_util::future::try_join_all(manifest.pages.iter().map(|page| self.fetch(&page.sums)));
+        let newest: Vec<&PageObject> = manifest
+            .pages
+            .iter()
+            .filter(|page| page.generation == generation)
+            .collect();
         let small = newest.iter().map(|page| page.bytes).sum::<u64>() <= FIRST_PAGES_BYTES
             && manifest.pages.len() > newest.len();
         let first = newest.into_iter().filter(|_| small);
@@ -317,15 +362,18 @@ impl Remote {
     }
 
     /// A whole page object by parallel ranges.
-    async fn fetch_whole<'a>(&self, page: &'a PageObject) -> Result<(&'a PageObject, Vec<Bytes>), TransferError> {
+    async fn fetch_whole(&self, page: &PageObject) -> Result<(ObjectId, Vec<Bytes>), TransferError> {
         let ranges = (0..page.bytes).step_by(RANGE_BYTES as usize);
         let parts = futures_util::future::try_join_all(ranges.map(|offset| async move {
             let length = RANGE_BYTES.min(page.bytes - offset);
-            let bytes = self.store.get_range(&page.key, offset, usize::try_from(length).unwrap_or(0), None).await?;
+            let bytes = self
+                .store
+                .get_range(&page.key, offset, usize::try_from(length).unwrap_or(0), None)
+                .await?;
             self.meter.count(bytes.len());
             Ok::<_, TransferError>(bytes)
         }));
-        Ok((page, parts.await?))
+        Ok((id_of(page), parts.await?))
     }
 
     /// Fetches one block of a page object into the local copy.
@@ -347,9 +395,14 @@ impl Remote {
             what: "the page index",
             reason: format!("page object {object} has no block {block}"),
         })?;
-        let data = self.store.get_range(&page.key, block * BLOCK_SIZE, length, None).await?;
+        let data = self
+            .store
+            .get_range(&page.key, block * BLOCK_SIZE as u64, length, None)
+            .await?;
         self.meter.count(data.len());
-        sums.verify(block, &data).map_err(|_| TransferError::Damaged { key: page.key.clone() })?;
+        sums.verify(block, &data).map_err(|_| TransferError::Damaged {
+            key: page.key.clone(),
+        })?;
         let writer = cache.writer(object.generation, object.number, page.bytes)?;
         blocking(move || Ok(writer.write_block(block, &data)?)).await
     }
@@ -362,8 +415,20 @@ struct Prepared {
     bundle: Digest,
 }
 
+fn this_host() -> Result<manifest::Host, TransferError> {
+    let host = nix::sys::utsname::uname().map_err(content("the host"))?;
+    let text = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
+    Ok(manifest::Host {
+        kernel: text(host.release()),
+        arch: text(host.machine()),
+    })
+}
+
 fn id_of(page: &PageObject) -> ObjectId {
-    ObjectId { generation: page.generation, number: page.number }
+    ObjectId {
+        generation: page.generation,
+        number: page.number,
+    }
 }
 
 fn sums_path(paths: &AppPaths, object: ObjectId) -> PathBuf {
@@ -371,7 +436,9 @@ fn sums_path(paths: &AppPaths, object: ObjectId) -> PathBuf {
 }
 
 fn total_bytes(manifest: &Manifest) -> u64 {
-    let objects = [&manifest.bundle, &manifest.index].into_iter().chain(&manifest.files);
+    let objects = [&manifest.bundle, &manifest.index]
+        .into_iter()
+        .chain(&manifest.files);
     let pages = manifest.pages.iter().map(|page| page.bytes + page.sums.bytes);
     objects.map(|object| object.bytes).chain(pages).sum()
 }
@@ -384,7 +451,7 @@ fn lay_out(
     index: &Bytes,
     files: Option<Bytes>,
     sums: &[Bytes],
-    first: Vec<(&PageObject, Vec<Bytes>)>,
+    first: Vec<(ObjectId, Vec<Bytes>)>,
 ) -> Result<(), TransferError> {
     let unfinished = paths.unfinished(manifest.generation);
     let images = unfinished.join(IMAGES_DIR);
@@ -400,11 +467,15 @@ fn lay_out(
         let path = sums_path(paths, id_of(page));
         fs::write(&path, encoded).map_err(at(&path))?;
         let mut writer = cache.writer(page.generation, page.number, page.bytes)?;
-        let Some((_, parts)) = first.iter().find(|(known, _)| id_of(known) == id_of(page)) else { continue };
+        let Some((_, parts)) = first.iter().find(|(known, _)| *known == id_of(page)) else {
+            continue;
+        };
         let sums = BlockSums::decode(encoded, page.bytes).map_err(content("block sums"))?;
-        let blocks = parts.iter().flat_map(|part| part.chunks(BLOCK_SIZE as usize));
+        let blocks = parts.iter().flat_map(|part| part.chunks(BLOCK_SIZE));
         for (block, data) in (0..).zip(blocks) {
-            sums.verify(block, data).map_err(|_| TransferError::Damaged { key: page.key.clone() })?;
+            sums.verify(block, data).map_err(|_| TransferError::Damaged {
+                key: page.key.clone(),
+            })?;
             writer.write_block(block, data)?;
         }
         writer.complete()?;
@@ -414,7 +485,12 @@ fn lay_out(
         let _ = fs::remove_dir_all(&upper);
         let _ = fs::remove_dir_all(paths.overlay_work());
         fs::create_dir_all(&upper).map_err(at(&upper))?;
-        archive::unpack(files.as_ref(), &upper, &Budget::default()).map_err(content("the writable layer"))?;
+        // Nothing in an archive is longer than the archive itself.
+        let budget = Budget {
+            bytes: files.len() as u64,
+            entries: files.len() as u64,
+        };
+        archive::unpack(files.as_ref(), &upper, &budget).map_err(content("the writable layer"))?;
     }
     let checkpoint = paths.checkpoint(manifest.generation);
     let _ = fs::remove_dir_all(&checkpoint);

@@ -54,7 +54,10 @@ impl ShimClient {
         config: &ShimConfig,
         log: std::fs::File,
     ) -> Result<(ShimClient, mpsc::UnboundedReceiver<Event>), ClientError> {
-        let failed = |source: io::Error| ClientError::Spawn { path: path.to_owned(), source };
+        let failed = |source: io::Error| ClientError::Spawn {
+            path: path.to_owned(),
+            source,
+        };
         let (mine, theirs) = packet_pair().map_err(|error| failed(error.into()))?;
         let mut child = tokio::process::Command::new(path)
             .stdin(Stdio::from(theirs))
@@ -75,7 +78,10 @@ impl ShimClient {
     /// # Errors
     /// When none listens there.
     pub fn connect(path: &Path) -> Result<(ShimClient, mpsc::UnboundedReceiver<Event>), ClientError> {
-        let failed = |source: io::Error| ClientError::Connect { path: path.to_owned(), source };
+        let failed = |source: io::Error| ClientError::Connect {
+            path: path.to_owned(),
+            source,
+        };
         let socket = super::socket::connect(path).map_err(failed)?;
         Self::over(socket).map_err(failed)
     }
@@ -104,8 +110,7 @@ impl ShimClient {
         let bytes = serde_json::to_vec(request).map_err(|error| ClientError::Gone(error.into()))?;
         loop {
             let mut ready = self.socket.writable().await.map_err(ClientError::Gone)?;
-            let sent =
-                ready.try_io(|socket| Ok(send_packet(socket.get_ref().as_fd(), &bytes, None)?));
+            let sent = ready.try_io(|socket| Ok(send_packet(socket.get_ref().as_fd(), &bytes, None)?));
             match sent {
                 Ok(sent) => return sent.map_err(ClientError::Gone),
                 Err(_would_block) => {}
@@ -117,11 +122,15 @@ impl ShimClient {
 async fn read_events(socket: Arc<AsyncFd<OwnedFd>>, events: mpsc::UnboundedSender<Event>) {
     let mut buffer = vec![0; MAX_PACKET];
     loop {
-        let Ok(mut ready) = socket.readable().await else { return };
-        let received = ready.try_io(|socket| match receive_packet(socket.get_ref().as_fd(), &mut buffer) {
-            Err(Errno::EINTR) => Err(Errno::EAGAIN.into()),
-            other => Ok(other?),
-        });
+        let Ok(mut ready) = socket.readable().await else {
+            return;
+        };
+        let received = ready.try_io(
+            |socket| match receive_packet(socket.get_ref().as_fd(), &mut buffer) {
+                Err(Errno::EINTR) => Err(Errno::EAGAIN.into()),
+                other => Ok(other?),
+            },
+        );
         let len = match received {
             Err(_would_block) => continue,
             Ok(Ok(0) | Err(_)) => return,

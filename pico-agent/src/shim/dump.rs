@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::index::{AddressSpace, Object, ObjectId, PAGE_BYTES, PAGE_SIZE, PageIndex, Run};
@@ -82,7 +81,10 @@ pub struct Assembled {
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DumpError + '_ {
-    move |source| DumpError::Io { path: path.to_owned(), source }
+    move |source| DumpError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 impl Assembly<'_> {
@@ -105,7 +107,10 @@ impl Assembly<'_> {
     /// # Errors
     /// When anything of it is not as it must be; what was made so far is the caller's to remove.
     pub fn assemble(mut self) -> Result<Assembled, DumpError> {
-        let mut index = PageIndex { objects: self.objects.to_vec(), spaces: Vec::new() };
+        let mut index = PageIndex {
+            objects: self.objects.to_vec(),
+            spaces: Vec::new(),
+        };
         let mut stored = Vec::new();
         let (mut stored_pages, mut carried_pages) = (0, 0);
         let mut remaining: HashMap<u32, AddressSpace> = self.remaining.drain(..).collect();
@@ -116,17 +121,28 @@ impl Assembly<'_> {
             let mut space = remaining.remove(&pid).unwrap_or_default();
             space.retain(&self.read(&format!("mm-{pid}.img"), images::anonymous_ranges)?);
             let map = self.read(&format!("pagemap-{pid}.img"), images::split_pagemap)?;
-            let id = ObjectId { generation: self.generation, number: map.pages_id };
+            let id = ObjectId {
+                generation: self.generation,
+                number: map.pages_id,
+            };
             self.split_pages(pid, id, &map)?;
             let object = index.intern(Object { id, pages: map.total })?;
             for (pages, offset) in &map.lazy {
                 let count = pages.end - pages.start;
-                space.insert(Run { page: pages.start, count, object, offset: *offset });
+                space.insert(Run {
+                    page: pages.start,
+                    count,
+                    object,
+                    offset: *offset,
+                });
             }
             let dumped: u64 = map.lazy.iter().map(|(pages, _)| pages.end - pages.start).sum();
             stored_pages += dumped;
             carried_pages += space.pages() - dumped;
-            stored.push(Stored { id, bytes: map.total * PAGE_SIZE });
+            stored.push(Stored {
+                id,
+                bytes: map.total * PAGE_SIZE,
+            });
             index.spaces.push((pid, space));
         }
         index.compact();
@@ -148,7 +164,11 @@ impl Assembly<'_> {
         self.write(DUMP_FILE, &serde_json::to_vec(&dump)?)?;
         let image_bytes = self.image_bytes()?;
         sync(self.checkpoint)?;
-        Ok(Assembled { stored_pages, carried_pages, image_bytes })
+        Ok(Assembled {
+            stored_pages,
+            carried_pages,
+            image_bytes,
+        })
     }
 
     /// Moves CRIU's pages file to the page objects, and leaves one with the eager pages in its place.
@@ -160,7 +180,11 @@ impl Assembly<'_> {
         let found = from.metadata().map_err(io_error(&object))?.len();
         let listed = map.total * PAGE_SIZE;
         if found != listed {
-            return Err(DumpError::Length { path: object, found, listed });
+            return Err(DumpError::Length {
+                path: object,
+                found,
+                listed,
+            });
         }
         let mut to = File::create_new(&image).map_err(io_error(&image))?;
         for pages in &map.eager {
@@ -172,7 +196,10 @@ impl Assembly<'_> {
 
     fn root_files(&self) -> Result<Vec<RootFile>, DumpError> {
         let paths = self.read("files.img", images::regular_files)?;
-        Ok(paths.into_iter().filter_map(|path| root_file(self.root, path)).collect())
+        Ok(paths
+            .iter()
+            .filter_map(|path| root_file(self.root, Path::new(path)))
+            .collect())
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), DumpError> {
@@ -184,7 +211,9 @@ impl Assembly<'_> {
     fn image_bytes(&self) -> Result<u64, DumpError> {
         let dir = self.checkpoint.join(IMAGES_DIR);
         let sizes = fs::read_dir(&dir).and_then(|entries| {
-            entries.map(|entry| Ok(entry?.metadata()?.len())).sum::<io::Result<u64>>()
+            entries
+                .map(|entry| Ok(entry?.metadata()?.len()))
+                .sum::<io::Result<u64>>()
         });
         sizes.map_err(io_error(&dir))
     }
@@ -196,17 +225,18 @@ pub fn object_path(pages: &Path, id: ObjectId) -> PathBuf {
 }
 
 /// What `path` is now, if it is a regular file of a layer below the writable one.
-pub fn root_file(root: &RootSpec, path: String) -> Option<RootFile> {
-    let inside = path.trim_start_matches('/');
+pub fn root_file(root: &RootSpec, path: &Path) -> Option<RootFile> {
+    let inside = path.strip_prefix("/").ok()?;
     if fs::symlink_metadata(root.upper.join(inside)).is_ok() {
         return None;
     }
-    let found = root.lower.iter().find_map(|layer| fs::symlink_metadata(layer.join(inside)).ok())?;
-    found.is_file().then(|| RootFile {
-        size: found.size(),
-        mtime_ns: i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec()),
-        path,
-    })
+    let found = root
+        .lower
+        .iter()
+        .find_map(|layer| fs::symlink_metadata(layer.join(inside)).ok())?;
+    found
+        .is_file()
+        .then(|| RootFile::new(path.to_owned(), &found, None))
 }
 
 fn copy_pages(from: &mut File, to: &mut File, pages: &Range<u64>) -> io::Result<()> {

@@ -33,7 +33,10 @@ impl Keeper {
         let (mine, theirs) = packet_pair()?;
         // SAFETY: the shim has a single thread, so the child's copy of every lock and of the heap is whole.
         match unsafe { fork()? } {
-            ForkResult::Parent { child } => Ok(Keeper { socket: mine, pid: child }),
+            ForkResult::Parent { child } => Ok(Keeper {
+                socket: mine,
+                pid: child,
+            }),
             ForkResult::Child => {
                 drop(mine);
                 keep(&theirs, cgroup);
@@ -58,7 +61,11 @@ impl Keeper {
     /// # Errors
     /// When the keeper is gone.
     pub fn hold(&self, token: Token, uffd: BorrowedFd<'_>) -> nix::Result<()> {
-        send_packet(self.socket.as_fd(), &token.0.to_le_bytes(), Some(uffd.as_raw_fd()))
+        send_packet(
+            self.socket.as_fd(),
+            &token.0.to_le_bytes(),
+            Some(uffd.as_raw_fd()),
+        )
     }
 
     /// Lets the keeper close what it holds under the name of `token`.

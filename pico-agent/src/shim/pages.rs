@@ -1,39 +1,56 @@
 //! Reads page objects from this host's disk.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 
-use super::dump::object_path;
+use crate::checkpoint::BLOCK_SIZE;
 use crate::checkpoint::index::{ObjectId, PAGE_SIZE};
 use crate::pager::memory::Page;
 use crate::pager::{Lookup, PageSource};
+use crate::store::cache::CacheError;
+use crate::store::{PageCache, PageReader};
 
 /// The local copies in one app's `pages` directory.
 #[derive(Debug)]
 pub struct LocalPages {
-    dir: PathBuf,
-    open: HashMap<ObjectId, File>,
+    cache: PageCache,
+    open: HashMap<ObjectId, PageReader>,
 }
 
 impl LocalPages {
     /// Reads from `dir`.
-    pub fn new(dir: PathBuf) -> Self {
-        LocalPages { dir, open: HashMap::new() }
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn new(dir: &Path) -> Result<Self, CacheError> {
+        Ok(LocalPages {
+            cache: PageCache::open(dir)?,
+            open: HashMap::new(),
+        })
     }
 }
 
 impl PageSource for LocalPages {
     fn read(&mut self, object: ObjectId, offset: u64, page: &mut Page) -> io::Result<Lookup> {
-        let file = match self.open.entry(object) {
+        let offset = offset * PAGE_SIZE;
+        let absent = Lookup::Absent {
+            block: offset / BLOCK_SIZE as u64,
+        };
+        let reader = match self.open.entry(object) {
             std::collections::hash_map::Entry::Occupied(open) => open.into_mut(),
             std::collections::hash_map::Entry::Vacant(new) => {
-                new.insert(File::open(object_path(&self.dir, object))?)
+                let reader = self
+                    .cache
+                    .reader(object.generation, object.number)
+                    .map_err(io::Error::other)?;
+                match reader {
+                    Some(reader) => new.insert(reader),
+                    None => return Ok(absent),
+                }
             }
         };
-        file.read_exact_at(&mut page.0, offset * PAGE_SIZE)?;
-        Ok(Lookup::Here)
+        let here = reader.read(offset, &mut page.0).map_err(io::Error::other)?;
+        Ok(if here { Lookup::Here } else { absent })
     }
 }

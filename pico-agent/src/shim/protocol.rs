@@ -35,7 +35,7 @@ pub struct ShimConfig {
     /// Rotation: bytes of one log file, and how many old ones are kept.
     pub log_bytes: u64,
     /// See `log_bytes`.
-    pub log_files: usize,
+    pub log_files: u32,
     /// The tmpfs that stands in for `/run` so that CRIU can keep what it learned of the kernel.
     pub kernel_cache: PathBuf,
     /// CRIU.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::checkpoint::index::PageIndex;
-use crate::checkpoint::local::{Clocks, DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE, SCHEMA};
+use crate::checkpoint::local::{Clocks, DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE, SCHEMA, time_between};
 use crate::criu::images::{self, ImageError};
 use crate::sandbox::rootfs::RootSpec;
 
@@ -49,12 +49,13 @@ pub enum RestoreError {
     },
     /// A file below the writable layer is not what the app had mapped or open.
     #[error(
-        "{path} has changed since the app went to sleep (a package upgrade?); its memory cannot be put onto \
-         another file; try: pico-agent app restart NAME, which starts it afresh"
+        "{} has changed since the app went to sleep (a package upgrade?); its memory cannot be put onto \
+         another file; try: pico-agent app restart NAME, which starts it afresh",
+        path.display()
     )]
     RootFileChanged {
         /// Path inside the root.
-        path: String,
+        path: PathBuf,
     },
 }
 
@@ -66,7 +67,10 @@ impl RestoreError {
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RestoreError + '_ {
-    move |source| RestoreError::Io { path: path.to_owned(), source }
+    move |source| RestoreError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// A checkpoint that is ready to be restored.
@@ -92,26 +96,39 @@ pub fn prepare(
 ) -> Result<Prepared, RestoreError> {
     let path = checkpoint.join(DUMP_FILE);
     let bytes = fs::read(&path).map_err(io_error(&path))?;
-    let damaged = |reason: String| RestoreError::Dump { path: path.clone(), reason };
+    let damaged = |reason: String| RestoreError::Dump {
+        path: path.clone(),
+        reason,
+    };
     let dump: Dump = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if dump.schema != SCHEMA {
-        return Err(damaged(format!("written as {}, this release reads {SCHEMA}", dump.schema)));
+        return Err(damaged(format!(
+            "written as {}, this release reads {SCHEMA}",
+            dump.schema
+        )));
     }
     let path = checkpoint.join(INDEX_FILE);
     let bytes = fs::read(&path).map_err(io_error(&path))?;
     let index = PageIndex::decode(&bytes).map_err(|source| RestoreError::Index { path, source })?;
     for file in &dump.root_files {
-        if root_file(root, file.path.clone()).as_ref() != Some(file) {
-            return Err(RestoreError::RootFileChanged { path: file.path.clone() });
+        if root_file(root, &file.path).as_ref() != Some(file) {
+            return Err(RestoreError::RootFileChanged {
+                path: file.path.clone(),
+            });
         }
     }
-    let slept = dump.clocks.until(now);
+    let slept = time_between(&dump.clocks, now);
     let same_boot = dump.clocks.boot_id == now.boot_id;
     fs::create_dir_all(images_dir).map_err(io_error(images_dir))?;
     let source = checkpoint.join(IMAGES_DIR);
     for entry in fs::read_dir(&source).map_err(io_error(&source))? {
         let entry = entry.map_err(io_error(&source))?;
-        lay_out(&entry.path(), &images_dir.join(entry.file_name()), slept, same_boot)?;
+        lay_out(
+            &entry.path(),
+            &images_dir.join(entry.file_name()),
+            slept,
+            same_boot,
+        )?;
     }
     Ok(Prepared { dump, index, slept })
 }
@@ -129,7 +146,9 @@ fn lay_out(from: &Path, to: &Path, slept: Duration, same_boot: bool) -> Result<(
         _ => return fs::hard_link(from, to).map_err(io_error(to)),
     };
     let bytes = fs::read(from).map_err(io_error(from))?;
-    let changed =
-        change(&bytes, slept).map_err(|source| RestoreError::Image { path: from.to_owned(), source })?;
+    let changed = change(&bytes, slept).map_err(|source| RestoreError::Image {
+        path: from.to_owned(),
+        source,
+    })?;
     fs::write(to, changed).map_err(io_error(to))
 }

@@ -25,14 +25,14 @@ use super::dump::Assembly;
 use super::keeper::Keeper;
 use super::pages::LocalPages;
 use super::protocol::{DumpSummary, Event, Exit, MAX_PACKET, Phase, Request, ShimConfig, VERSION};
+use super::restore;
 use super::socket::{accept, listen_at, receive_packet, receive_with_fd, send_packet};
 use super::stdio::LogPipe;
 use super::swrk::{self, Place, Swrk};
-use super::restore;
 use crate::checkpoint::index::AddressSpace;
 use crate::checkpoint::local::{Clocks, IMAGES_DIR};
 use crate::criu::rpc::{self, Common, Response};
-use crate::logs::LogWriter;
+use crate::logs::{LogWriter, Stream};
 use crate::pager::{Effect, Pager, Token};
 use crate::sandbox::{SandboxSpec, read_report};
 
@@ -78,16 +78,33 @@ pub enum ShimError {
 }
 
 fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> ShimError {
-    move |source| ShimError::System { action, source: source.into() }
+    move |source| ShimError::System {
+        action,
+        source: source.into(),
+    }
 }
 
 /// What CRIU is doing for us.
 enum Work {
     None,
     /// Forked children are being filled before a dump.
-    Filling { checkpoint: PathBuf, generation: u64, since: Instant },
-    Dump { swrk: Swrk, checkpoint: PathBuf, generation: u64, since: Instant, at: DumpStep },
-    Restore { swrk: Swrk, spaces: Vec<(u32, AddressSpace)>, since: Instant },
+    Filling {
+        checkpoint: PathBuf,
+        generation: u64,
+        since: Instant,
+    },
+    Dump {
+        swrk: Swrk,
+        checkpoint: PathBuf,
+        generation: u64,
+        since: Instant,
+        at: DumpStep,
+    },
+    Restore {
+        swrk: Swrk,
+        spaces: Vec<(u32, AddressSpace)>,
+        since: Instant,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -159,7 +176,10 @@ impl Shim {
         let _ = nix::sys::prctl::set_name(c"pico-shim");
         // Fails only for a session leader, which is as good.
         let _ = nix::unistd::setsid();
-        config.shim_cgroup.join_self().map_err(|error| ShimError::Config(error.to_string()))?;
+        config
+            .shim_cgroup
+            .join_self()
+            .map_err(|error| ShimError::Config(error.to_string()))?;
         nix::sys::prctl::set_child_subreaper(true).map_err(system("become the subreaper"))?;
         own_mounts(&config.kernel_cache).map_err(system("set up the mount namespace"))?;
         fs::create_dir_all(&config.work).map_err(system("create the working directory"))?;
@@ -177,13 +197,14 @@ impl Shim {
             TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
         )
         .map_err(system("make a timer"))?;
-        let log = |stream| LogWriter::open(&config.logs, stream, config.log_bytes, config.log_files);
+        let log = |stream: Stream| LogWriter::open(&config.logs, stream, config.log_bytes, config.log_files);
         let logs = [
-            log("stdout").map_err(system("open the log of stdout"))?,
-            log("stderr").map_err(system("open the log of stderr"))?,
+            log(Stream::Stdout).map_err(system("open the log of stdout"))?,
+            log(Stream::Stderr).map_err(system("open the log of stderr"))?,
         ];
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("make an epoll"))?;
-        fcntl(agent.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(system("keep the agent's socket"))?;
+        fcntl(agent.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+            .map_err(system("keep the agent's socket"))?;
         let mut shim = Shim {
             config,
             epoll,
@@ -219,7 +240,9 @@ impl Shim {
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, data: u64) -> Result<(), ShimError> {
-        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, data)).map_err(system("watch a descriptor"))
+        self.epoll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, data))
+            .map_err(system("watch a descriptor"))
     }
 
     fn serve(mut self) -> Result<(), ShimError> {
@@ -231,10 +254,16 @@ impl Shim {
                 Err(error) => return Err(system("wait for events")(error)),
             };
             // Faults first: a thread waits for each of them.
-            for event in events[..count].iter().filter(|event| event.data() >= source::MEMORY) {
+            for event in events[..count]
+                .iter()
+                .filter(|event| event.data() >= source::MEMORY)
+            {
                 self.memory_ready(Token(event.data() - source::MEMORY));
             }
-            for event in events[..count].iter().filter(|event| event.data() < source::MEMORY) {
+            for event in events[..count]
+                .iter()
+                .filter(|event| event.data() < source::MEMORY)
+            {
                 match event.data() {
                     source::SIGNAL => self.reap()?,
                     source::LISTENER => self.accept_agent()?,
@@ -266,10 +295,15 @@ impl Shim {
     /// Takes a new agent; the one before is gone or about to be.
     fn adopt(&mut self, agent: OwnedFd) -> Result<(), ShimError> {
         self.agent_lost();
-        fcntl(agent.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(system("set up the agent's socket"))?;
+        fcntl(agent.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+            .map_err(system("set up the agent's socket"))?;
         self.watch(agent.as_fd(), source::AGENT)?;
         self.agent = Some(agent);
-        self.say(&Event::Hello { version: VERSION, phase: self.phase, pid: self.pid });
+        self.say(&Event::Hello {
+            version: VERSION,
+            phase: self.phase,
+            pid: self.pid,
+        });
         if self.deadline == Some(Deadline::Fault) {
             self.set_deadline(None);
         }
@@ -284,7 +318,11 @@ impl Shim {
             return;
         }
         self.outbox.clear();
-        if let Work::Dump { at: DumpStep::Deciding, .. } = self.work {
+        if let Work::Dump {
+            at: DumpStep::Deciding,
+            ..
+        } = self.work
+        {
             self.decide(false);
         }
         self.check_fault_deadline();
@@ -292,7 +330,9 @@ impl Shim {
 
     fn say(&mut self, event: &Event) {
         // Serialising plain data does not fail.
-        let Ok(bytes) = serde_json::to_vec(event) else { return };
+        let Ok(bytes) = serde_json::to_vec(event) else {
+            return;
+        };
         self.outbox.push_back(bytes);
         self.flush();
     }
@@ -313,7 +353,11 @@ impl Shim {
                 }
             }
         }
-        let writable = if self.outbox.is_empty() { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };
+        let writable = if self.outbox.is_empty() {
+            EpollFlags::empty()
+        } else {
+            EpollFlags::EPOLLOUT
+        };
         let mut event = EpollEvent::new(EpollFlags::EPOLLIN | writable, source::AGENT);
         // Fails only for a descriptor that is not watched, and this one is.
         let _ = self.epoll.modify(agent.as_fd(), &mut event);
@@ -361,7 +405,10 @@ impl Shim {
                     self.failed_to_run(reason);
                 }
             }
-            Request::Dump { checkpoint, generation } => {
+            Request::Dump {
+                checkpoint,
+                generation,
+            } => {
                 if self.phase != Phase::Running {
                     self.say(&Event::Failed {
                         reason: "the app does not run".into(),
@@ -371,7 +418,11 @@ impl Shim {
                     return;
                 }
                 self.phase = Phase::Dumping;
-                self.work = Work::Filling { checkpoint, generation, since: Instant::now() };
+                self.work = Work::Filling {
+                    checkpoint,
+                    generation,
+                    since: Instant::now(),
+                };
                 self.continue_filling();
             }
             Request::Commit { accept } => self.decide(accept),
@@ -379,8 +430,14 @@ impl Shim {
                 let arrived = self.pager.as_mut().map(|pager| pager.arrived(object, block));
                 self.pager_did(arrived);
             }
-            Request::Lost { object, block, reason } => {
-                self.end_app(format!("block {block} of page object {object} could not be had: {reason}"));
+            Request::Lost {
+                object,
+                block,
+                reason,
+            } => {
+                self.end_app(format!(
+                    "block {block} of page object {object} could not be had: {reason}"
+                ));
             }
             Request::Stop { grace_ms } => {
                 if let Some(pid) = self.pid {
@@ -402,7 +459,8 @@ impl Shim {
     fn open_stdio(&mut self) -> io::Result<()> {
         let pipes = [LogPipe::new()?, LogPipe::new()?];
         for (pipe, data) in pipes.iter().zip([source::STDOUT, source::STDERR]) {
-            self.epoll.add(pipe.read.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, data))?;
+            self.epoll
+                .add(pipe.read.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, data))?;
         }
         self.stdio_inodes = [pipes[0].inode, pipes[1].inode];
         self.stdio = Some(pipes);
@@ -413,7 +471,9 @@ impl Shim {
         self.phase = Phase::Starting;
         let words = |error: io::Error| format!("the app cannot be started: {error}");
         self.open_stdio().map_err(words)?;
-        let Some([out, err]) = &self.stdio else { return Err("no log pipes".into()) };
+        let Some([out, err]) = &self.stdio else {
+            return Err("no log pipes".into());
+        };
         let bytes = serde_json::to_vec(spec).map_err(|error| words(error.into()))?;
         let (report, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| words(error.into()))?;
         let clone = |fd: &OwnedFd| fd.try_clone().map(Stdio::from).map_err(words);
@@ -440,7 +500,10 @@ impl Shim {
         self.close_app_ends();
         self.phase = Phase::Running;
         if let Some(pid) = self.pid {
-            self.say(&Event::Running { pid, took_us: micros(since.elapsed()) });
+            self.say(&Event::Running {
+                pid,
+                took_us: micros(since.elapsed()),
+            });
         }
     }
 
@@ -461,12 +524,20 @@ impl Shim {
         self.kill_app();
         self.drain_logs();
         self.phase = Phase::Ended;
-        self.say(&Event::Failed { reason, running: false, permanent });
+        self.say(&Event::Failed {
+            reason,
+            running: false,
+            permanent,
+        });
         self.done = true;
     }
 
     fn kill_app(&mut self) {
-        let killed = self.config.cgroup.kill().and_then(|()| self.config.cgroup.wait_empty(Duration::from_secs(10)));
+        let killed = self
+            .config
+            .cgroup
+            .kill()
+            .and_then(|()| self.config.cgroup.wait_empty(Duration::from_secs(10)));
         if let Err(error) = killed {
             eprintln!("cannot end the app: {error}");
         }
@@ -480,36 +551,55 @@ impl Shim {
         let images = self.config.work.join(IMAGES_DIR);
         let _ = fs::remove_dir_all(&images);
         let now = read_clocks().map_err(|error| words("the clocks", &error))?;
-        let prepared = restore::prepare(checkpoint, &images, &self.config.root, &now)
-            .map_err(|error| {
-                self.permanent = error.is_permanent();
-                error.to_string()
-            })?;
-        self.pager = Some(Pager::new(LocalPages::new(self.config.pages.clone()), prepared.index.objects));
+        let prepared = restore::prepare(checkpoint, &images, &self.config.root, &now).map_err(|error| {
+            self.permanent = error.is_permanent();
+            error.to_string()
+        })?;
+        let pages = LocalPages::new(&self.config.pages).map_err(|error| error.to_string())?;
+        self.pager = Some(Pager::new(pages, prepared.index.objects));
 
         let lazy = self.config.work.join("lazy-pages.socket");
         let _ = fs::remove_file(&lazy);
-        let listener = listen_at(&lazy, SockType::Stream).map_err(|error| words("the lazy-pages socket", &error))?;
-        self.watch(listener.as_fd(), source::LAZY_LISTENER).map_err(|error| error.to_string())?;
+        let listener =
+            listen_at(&lazy, SockType::Stream).map_err(|error| words("the lazy-pages socket", &error))?;
+        self.watch(listener.as_fd(), source::LAZY_LISTENER)
+            .map_err(|error| error.to_string())?;
         self.lazy_listener = Some(listener);
 
-        self.open_stdio().map_err(|error| words("the log pipes", &error))?;
-        let Some([out, err]) = &self.stdio else { return Err("no log pipes".into()) };
+        self.open_stdio()
+            .map_err(|error| words("the log pipes", &error))?;
+        let Some([out, err]) = &self.stdio else {
+            return Err("no log pipes".into());
+        };
         let names = prepared.dump.stdio.map(LogPipe::criu_name);
-        let inherit = [(names[0].clone(), out.write_number()), (names[1].clone(), err.write_number())];
+        let inherit = [
+            (names[0].clone(), out.write_number()),
+            (names[1].clone(), err.write_number()),
+        ];
         let place = Place {
             netns: &self.config.netns,
             cgroup: Some(&self.config.cgroup),
             inherit: &[out.write_number(), err.write_number()],
         };
-        let swrk = Swrk::spawn(&self.config.criu, place).map_err(|error| words("CRIU cannot be started", &error))?;
-        self.watch(swrk.socket(), source::CRIU).map_err(|error| error.to_string())?;
+        let swrk =
+            Swrk::spawn(&self.config.criu, place).map_err(|error| words("CRIU cannot be started", &error))?;
+        self.watch(swrk.socket(), source::CRIU)
+            .map_err(|error| error.to_string())?;
         let (images, work) = (open_dir(&images)?, open_dir(&self.config.work)?);
-        let common = Common { images: images.as_raw_fd(), work: work.as_raw_fd(), log: RESTORE_LOG };
+        let common = Common {
+            images: images.as_raw_fd(),
+            work: work.as_raw_fd(),
+            log: RESTORE_LOG,
+        };
         let root = self.config.root.mountpoint.to_string_lossy();
-        swrk.send(&rpc::restore(&common, &root, &inherit)).map_err(|error| words("CRIU", &error))?;
+        swrk.send(&rpc::restore(&common, &root, &inherit))
+            .map_err(|error| words("CRIU", &error))?;
         self.criu_dirs = Some([images, work]);
-        self.work = Work::Restore { swrk, spaces: prepared.index.spaces, since };
+        self.work = Work::Restore {
+            swrk,
+            spaces: prepared.index.spaces,
+            since,
+        };
         self.set_deadline(Some((Deadline::Restore, RESTORE_TIMEOUT)));
         Ok(())
     }
@@ -521,7 +611,11 @@ impl Shim {
             Work::Dump { swrk, .. } | Work::Restore { swrk, .. } => swrk.receive(),
             Work::None | Work::Filling { .. } => return,
         };
-        let said = said.unwrap_or_else(|error| Some(Response::Failed { message: error.to_string() }));
+        let said = said.unwrap_or_else(|error| {
+            Some(Response::Failed {
+                message: error.to_string(),
+            })
+        });
         match (said, std::mem::replace(&mut self.work, Work::None)) {
             (Some(Response::Notify { script }), work) => {
                 self.work = work;
@@ -560,7 +654,14 @@ impl Shim {
     }
 
     fn notified(&mut self, script: &str) {
-        let Work::Dump { checkpoint, generation, since, at, .. } = &mut self.work else {
+        let Work::Dump {
+            checkpoint,
+            generation,
+            since,
+            at,
+            ..
+        } = &mut self.work
+        else {
             self.answer_criu(true);
             return;
         };
@@ -595,7 +696,14 @@ impl Shim {
 
     /// Fills what forked children miss, then starts the dump.
     fn continue_filling(&mut self) {
-        let Work::Filling { checkpoint, generation, since } = &self.work else { return };
+        let Work::Filling {
+            checkpoint,
+            generation,
+            since,
+        } = &self.work
+        else {
+            return;
+        };
         let (checkpoint, generation, since) = (checkpoint.clone(), *generation, *since);
         if let Some(pager) = &mut self.pager {
             match pager.fill_children() {
@@ -618,23 +726,48 @@ impl Shim {
 
     fn begin_dump(&mut self, checkpoint: PathBuf, generation: u64, since: Instant) -> Result<(), String> {
         let words = |action: &str, error: &dyn std::fmt::Display| format!("{action}: {error}");
-        let Some(pid) = self.pid else { return Err("the app does not run".into()) };
+        let Some(pid) = self.pid else {
+            return Err("the app does not run".into());
+        };
         let images = checkpoint.join(IMAGES_DIR);
         fs::create_dir_all(&images).map_err(|error| words("the checkpoint's directory", &error))?;
-        fs::create_dir_all(&self.config.pages).map_err(|error| words("the page objects' directory", &error))?;
-        let place = Place { netns: &self.config.netns, cgroup: None, inherit: &[] };
-        let swrk = Swrk::spawn(&self.config.criu, place).map_err(|error| words("CRIU cannot be started", &error))?;
-        self.watch(swrk.socket(), source::CRIU).map_err(|error| error.to_string())?;
+        fs::create_dir_all(&self.config.pages)
+            .map_err(|error| words("the page objects' directory", &error))?;
+        let place = Place {
+            netns: &self.config.netns,
+            cgroup: None,
+            inherit: &[],
+        };
+        let swrk =
+            Swrk::spawn(&self.config.criu, place).map_err(|error| words("CRIU cannot be started", &error))?;
+        self.watch(swrk.socket(), source::CRIU)
+            .map_err(|error| error.to_string())?;
         let (images, work) = (open_dir(&images)?, open_dir(&self.config.work)?);
-        let common = Common { images: images.as_raw_fd(), work: work.as_raw_fd(), log: DUMP_LOG };
+        let common = Common {
+            images: images.as_raw_fd(),
+            work: work.as_raw_fd(),
+            log: DUMP_LOG,
+        };
         let root = self.config.root.mountpoint.to_string_lossy();
-        swrk.send(&rpc::dump(&common, pid, &root)).map_err(|error| words("CRIU", &error))?;
+        swrk.send(&rpc::dump(&common, pid, &root))
+            .map_err(|error| words("CRIU", &error))?;
         self.criu_dirs = Some([images, work]);
-        self.work = Work::Dump { swrk, checkpoint, generation, since, at: DumpStep::Dumping };
+        self.work = Work::Dump {
+            swrk,
+            checkpoint,
+            generation,
+            since,
+            at: DumpStep::Dumping,
+        };
         Ok(())
     }
 
-    fn assemble(&mut self, checkpoint: &Path, generation: u64, since: Instant) -> Result<DumpSummary, String> {
+    fn assemble(
+        &mut self,
+        checkpoint: &Path,
+        generation: u64,
+        since: Instant,
+    ) -> Result<DumpSummary, String> {
         let (remaining, objects) = match &self.pager {
             None => (Vec::new(), Vec::new()),
             Some(pager) => {
@@ -664,11 +797,17 @@ impl Shim {
     }
 
     fn decide(&mut self, accept: bool) {
-        let Work::Dump { at, .. } = &mut self.work else { return };
+        let Work::Dump { at, .. } = &mut self.work else {
+            return;
+        };
         if *at != DumpStep::Deciding {
             return;
         }
-        *at = if accept { DumpStep::Committed } else { DumpStep::Refused };
+        *at = if accept {
+            DumpStep::Committed
+        } else {
+            DumpStep::Refused
+        };
         if !accept && self.refusal.is_none() {
             self.refusal = Some("called off".into());
         }
@@ -682,7 +821,11 @@ impl Shim {
             return;
         }
         self.phase = Phase::Running;
-        self.say(&Event::Failed { reason, running: true, permanent: false });
+        self.say(&Event::Failed {
+            reason,
+            running: true,
+            permanent: false,
+        });
     }
 
     /// Both must have happened: CRIU is done, and the app's first process has been reaped.
@@ -698,7 +841,9 @@ impl Shim {
     // ---- memory ----
 
     fn accept_lazy(&mut self) -> Result<(), ShimError> {
-        let Some(listener) = self.lazy_listener.take() else { return Ok(()) };
+        let Some(listener) = self.lazy_listener.take() else {
+            return Ok(());
+        };
         let connection = accept(listener.as_fd()).map_err(system("accept CRIU's lazy-pages connection"))?;
         self.watch(connection.as_fd(), source::LAZY)?;
         self.lazy = Some(connection);
@@ -712,7 +857,9 @@ impl Shim {
         match receive_memory(connection.as_fd()) {
             Ok(Some(Lazy::Zombie)) => {}
             Ok(Some(Lazy::Memory(id, uffd))) => {
-                let Work::Restore { spaces, .. } = &mut self.work else { return };
+                let Work::Restore { spaces, .. } = &mut self.work else {
+                    return;
+                };
                 let at = spaces.iter().position(|(known, _)| *known == id);
                 let space = at.map(|at| spaces.swap_remove(at).1).unwrap_or_default();
                 if let Some(pager) = &mut self.pager {
@@ -747,7 +894,9 @@ impl Shim {
             match effect {
                 Effect::Opened(token) => {
                     let Some(pager) = &self.pager else { return };
-                    let Some(uffd) = pager.descriptor(token) else { continue };
+                    let Some(uffd) = pager.descriptor(token) else {
+                        continue;
+                    };
                     let kept = self.keeper.hold(token, uffd);
                     let event = EpollEvent::new(EpollFlags::EPOLLIN, source::MEMORY + token.0);
                     let watched = self.epoll.add(uffd, event);
@@ -779,7 +928,9 @@ impl Shim {
         let Some(pager) = &self.pager else { return Ok(()) };
         for token in pager.tokens() {
             if let Some(uffd) = pager.descriptor(token) {
-                self.keeper.hold(token, uffd).map_err(system("hand the keeper a userfaultfd"))?;
+                self.keeper
+                    .hold(token, uffd)
+                    .map_err(system("hand the keeper a userfaultfd"))?;
             }
         }
         Ok(())
@@ -797,7 +948,12 @@ impl Shim {
     }
 
     fn reap(&mut self) -> Result<(), ShimError> {
-        while self.signals.read_signal().map_err(system("read SIGCHLD"))?.is_some() {}
+        while self
+            .signals
+            .read_signal()
+            .map_err(system("read SIGCHLD"))?
+            .is_some()
+        {}
         loop {
             let exit = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid.as_raw(), Exit::Code(code)),
@@ -814,13 +970,23 @@ impl Shim {
                 && exit.0 != self.keeper.pid().as_raw()
             {
                 // CRIU would wait for it for ever.
-                self.failed_to_run(format!("the app's first process died in the middle of a restore ({})", exit.1));
+                self.failed_to_run(format!(
+                    "the app's first process died in the middle of a restore ({})",
+                    exit.1
+                ));
             }
         }
     }
 
     fn app_ended(&mut self, exit: Exit) {
-        if matches!(self.work, Work::Dump { at: DumpStep::Committed, .. }) || self.dumped {
+        if matches!(
+            self.work,
+            Work::Dump {
+                at: DumpStep::Committed,
+                ..
+            }
+        ) || self.dumped
+        {
             self.finish_dump();
             return;
         }
@@ -828,7 +994,10 @@ impl Shim {
         self.kill_app();
         self.drain_logs();
         self.phase = Phase::Ended;
-        let event = Event::Exited { exit, reason: self.reason.take() };
+        let event = Event::Exited {
+            exit,
+            reason: self.reason.take(),
+        };
         let record = serde_json::to_vec(&event).unwrap_or_default();
         if let Err(error) = fs::write(self.config.work.join(EXIT_FILE), record) {
             eprintln!("cannot record how the app ended: {error}");
@@ -841,9 +1010,10 @@ impl Shim {
         self.deadline = deadline.map(|(what, _)| what);
         let set = match deadline {
             None => self.timer.unset(),
-            Some((_, after)) => self
-                .timer
-                .set(Expiration::OneShot(TimeSpec::from_duration(after)), TimerSetTimeFlags::empty()),
+            Some((_, after)) => self.timer.set(
+                Expiration::OneShot(TimeSpec::from_duration(after)),
+                TimerSetTimeFlags::empty(),
+            ),
         };
         if let Err(error) = set {
             eprintln!("cannot set a timer: {error}");
@@ -913,7 +1083,9 @@ fn receive_memory(connection: BorrowedFd<'_>) -> io::Result<Option<Lazy>> {
     if u32::from_le_bytes(id) == RESTORE_FINISHED {
         return Ok(Some(Lazy::Finished));
     }
-    let Ok(id) = u32::try_from(i32::from_le_bytes(id)) else { return Ok(Some(Lazy::Zombie)) };
+    let Ok(id) = u32::try_from(i32::from_le_bytes(id)) else {
+        return Ok(Some(Lazy::Zombie));
+    };
     match receive_with_fd(connection, &mut [0])? {
         (_, Some(uffd)) => Ok(Some(Lazy::Memory(id, uffd))),
         (_, None) => Err(io::Error::other("CRIU sent no userfaultfd")),
@@ -941,8 +1113,11 @@ pub fn read_clocks() -> io::Result<Clocks> {
     };
     Ok(Clocks {
         realtime_ns: read(ClockId::CLOCK_REALTIME)?,
+        monotonic_ns: read(ClockId::CLOCK_MONOTONIC)?,
         boottime_ns: read(ClockId::CLOCK_BOOTTIME)?,
-        boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+        boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+            .trim()
+            .to_owned(),
     })
 }
 

@@ -8,8 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    accept4, bind,
-    listen, recv, recvmsg, send, sendmsg, socket, socketpair,
+    accept4, bind, listen, recv, recvmsg, send, sendmsg, socket, socketpair,
 };
 
 /// A pair of connected SOCK_SEQPACKET sockets, closed on exec.
@@ -17,7 +16,12 @@ use nix::sys::socket::{
 /// # Errors
 /// When descriptors run out.
 pub fn packet_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+    socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
 }
 
 /// Sends one packet, with a descriptor if there is one.
@@ -42,17 +46,18 @@ pub fn send_packet(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<RawFd>) -> n
 /// Those of recv(2); a packet that does not fit is EMSGSIZE.
 pub fn receive_packet(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<usize> {
     let len = recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC)?;
-    if len > buffer.len() { Err(Errno::EMSGSIZE) } else { Ok(len) }
+    if len > buffer.len() {
+        Err(Errno::EMSGSIZE)
+    } else {
+        Ok(len)
+    }
 }
 
 /// Receives up to `buffer.len()` bytes together with at most one descriptor.
 ///
 /// # Errors
 /// Those of recvmsg(2).
-pub fn receive_with_fd(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-) -> nix::Result<(usize, Option<OwnedFd>)> {
+pub fn receive_with_fd(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<(usize, Option<OwnedFd>)> {
     let mut control = nix::cmsg_space!(RawFd);
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -87,7 +92,12 @@ pub fn listen_at(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
 /// When none listens there.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     let (_dir, address) = short_address(path)?;
-    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let fd = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     nix::sys::socket::connect(fd.as_raw_fd(), &address)?;
     Ok(fd)
 }
@@ -98,7 +108,9 @@ fn short_address(path: &Path) -> io::Result<(File, UnixAddr)> {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let dir = File::open(parent)?;
-    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+    let short = Path::new("/proc/self/fd")
+        .join(dir.as_raw_fd().to_string())
+        .join(name);
     let address = UnixAddr::new(&short)?;
     Ok((dir, address))
 }

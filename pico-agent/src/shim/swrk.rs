@@ -45,7 +45,12 @@ impl Swrk {
         let (socket, theirs) = packet_pair()?;
         let netns = fs::File::open(place.netns)?;
         let cgroup = place.cgroup.cloned();
-        let inherit: Vec<RawFd> = place.inherit.iter().copied().chain([theirs.as_raw_fd()]).collect();
+        let inherit: Vec<RawFd> = place
+            .inherit
+            .iter()
+            .copied()
+            .chain([theirs.as_raw_fd()])
+            .collect();
         let mut command = criu.swrk(theirs.as_raw_fd());
         let enter = move || {
             if let Some(cgroup) = &cgroup {
@@ -104,7 +109,12 @@ pub fn failure(log: &Path, said: &str) -> String {
         .lines()
         .filter_map(|line| line.split_once("Error ").map(|(_, error)| error.trim()))
         .collect();
-    let first = errors.iter().take(REASON_LINES).copied().collect::<Vec<_>>().join("; ");
+    let first = errors
+        .iter()
+        .take(REASON_LINES)
+        .copied()
+        .collect::<Vec<_>>()
+        .join("; ");
     match (first.is_empty(), said.is_empty()) {
         (true, true) => format!("CRIU gave no reason; its log is {}", log.display()),
         (true, false) => said.to_owned(),
