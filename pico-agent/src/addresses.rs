@@ -8,14 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The two service addresses of one app.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Addresses {
-    /// IPv4 service address.
-    pub v4: Ipv4Addr,
-    /// IPv6 service address: the IPv6 prefix with the host part of `v4`.
-    pub v6: Ipv6Addr,
-}
+pub use crate::address::Addresses;
 
 /// Why addresses cannot be given out. Messages say what to change in agent.toml.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -98,9 +98,11 @@ pub struct StoreSection {
     /// Region; most servers other than AWS take any.
     #[serde(default = "default_region")]
     pub region: String,
-    /// Put before every object key.
+    /// Put before every object key, with a slash between; without slashes at its ends.
     #[serde(default)]
     pub prefix: String,
+    /// Whether to make the bucket if there is none; `None`: yes where an endpoint is given, no at AWS.
+    pub create_bucket: Option<bool>,
     /// Key id, together with `secret_access_key`.
     pub access_key_id: Option<String>,
     /// Secret key, together with `access_key_id`.
@@ -171,8 +173,8 @@ pub enum AfterCrash {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxSection {
-    /// Exactly these capabilities (`CAP_...`); `None`: the sandbox's default set.
-    pub capabilities: Option<Vec<String>>,
+    /// Capabilities (`CAP_NET_RAW`) in addition to those that every app has.
+    pub capabilities: Vec<String>,
     /// Whether programs that are set-user-ID gain nothing by it.
     pub no_new_privs: bool,
     /// Whether system calls that no app needs are refused.
@@ -182,7 +184,7 @@ pub struct SandboxSection {
 impl Default for SandboxSection {
     fn default() -> Self {
         SandboxSection {
-            capabilities: None,
+            capabilities: Vec::new(),
             no_new_privs: true,
             seccomp: true,
         }
@@ -347,6 +349,16 @@ impl Config {
             .into())
     }
 
+    /// The `pico-shim` to start.
+    pub fn shim(&self) -> PathBuf {
+        self.shim.clone().unwrap_or_else(|| beside_agent("pico-shim"))
+    }
+
+    /// Where CRIU may be, in the order in which it is looked for.
+    pub fn criu_candidates(&self) -> Vec<PathBuf> {
+        criu_candidates(self.criu.as_deref())
+    }
+
     /// The control socket of the agent that runs with this configuration.
     pub fn socket(&self) -> PathBuf {
         self.state_dir.join("agent.sock")
@@ -367,6 +379,30 @@ impl Config {
             }
         }
     }
+}
+
+/// A file that is installed in the directory of the running program.
+pub fn beside_agent(name: &str) -> PathBuf {
+    std::env::current_exe().unwrap_or_default().with_file_name(name)
+}
+
+/// Where CRIU may be: the configured path alone, else `$PICO_CRIU` alone, else what `cargo xtask setup` fetched,
+/// then the distribution's. Each is a program, or the root directory of a private copy.
+pub fn criu_candidates(configured: Option<&Path>) -> Vec<PathBuf> {
+    let env = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(path) = configured.map(Path::to_owned).or_else(|| env("PICO_CRIU")) {
+        return vec![path];
+    }
+    let tools = env("PICO_TOOLS")
+        .or_else(|| Some(env("XDG_CACHE_HOME")?.join("pico-tools")))
+        .or_else(|| Some(env("HOME")?.join(".cache/pico-tools")));
+    let mut candidates: Vec<PathBuf> = tools.map(|tools| tools.join("criu")).into_iter().collect();
+    candidates.extend(["/usr/local/sbin/criu", "/usr/sbin/criu"].map(PathBuf::from));
+    candidates
 }
 
 /// What stands at the top of the file, outside of any table.

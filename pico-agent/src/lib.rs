@@ -1,5 +1,6 @@
 //! The Picocenter agent. ARCHITECTURE.md at the top of the repository is the map.
 
+pub mod address;
 pub mod addresses;
 pub mod checkpoint;
 pub mod cli;

@@ -147,6 +147,14 @@ fn store(store: &StoreSection, problems: &mut Vec<Problem>) {
             "use 3 to 63 lower-case letters, digits, hyphens and dots",
         ));
     }
+    let prefix = &store.prefix;
+    if prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains("//") {
+        problems.push(Problem::new(
+            "[store], key 'prefix'",
+            format!("'{prefix}' would make empty names in keys"),
+            "write it without slashes at its ends, as hosts/one",
+        ));
+    }
     if let Some(endpoint) = &store.endpoint {
         let host = endpoint
             .strip_prefix("http://")
@@ -298,7 +306,7 @@ fn app_shape(app: &AppConfig, config: &Config, problems: &mut Vec<Problem>) {
             );
         }
     }
-    for name in app.sandbox.capabilities.iter().flatten() {
+    for name in &app.sandbox.capabilities {
         if capability(name).is_none() {
             let known: Vec<String> = caps::all().into_iter().map(|known| known.to_string()).collect();
             let upper = name.to_ascii_uppercase();

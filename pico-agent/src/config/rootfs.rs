@@ -70,11 +70,23 @@ impl ProgramError {
 
 /// What apps do not see of the host's root file system (the sandbox masks the same).
 pub fn hidden_of_host(state_dir: &Path) -> Vec<PathBuf> {
-    ["/root", "/home", "/run", "/etc/ssh", "/etc/pico"]
-        .into_iter()
-        .map(PathBuf::from)
-        .chain([state_dir.to_owned()])
-        .collect()
+    [
+        "/root",
+        "/home",
+        "/run",
+        "/tmp",
+        "/var/tmp",
+        "/boot",
+        "/dev",
+        "/proc",
+        "/sys",
+        "/etc/ssh",
+        "/etc/pico",
+    ]
+    .into_iter()
+    .map(PathBuf::from)
+    .chain([state_dir.to_owned()])
+    .collect()
 }
 
 impl Layers {

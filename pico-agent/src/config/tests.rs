@@ -56,7 +56,7 @@ table = 8000
 endpoint = "http://127.0.0.1:9000"
 bucket = "pico"
 region = "eu-1"
-prefix = "a/"
+prefix = "a/b"
 access_key_id = "id"
 secret_access_key = "hush"
 [[app]]
@@ -213,6 +213,10 @@ fn bad_sections_are_refused_with_their_place_and_a_remedy() {
         (
             "[store]",
             "[store]: the key 'bucket' is missing; try: add bucket = ...",
+        ),
+        (
+            "[store]\nbucket = \"pico\"\nprefix = \"a/\"",
+            "without slashes at its ends",
         ),
         ("[store]\nbucket = \"Pico\"", "'Pico' is not a bucket name"),
         (

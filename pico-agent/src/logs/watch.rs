@@ -32,9 +32,9 @@ impl Watcher {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let changes = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
         inotify.add_watch(dir, changes)?;
-        Ok(Watcher {
-            inotify: AsyncFd::new(Descriptor(inotify))?,
-        })
+        // SAFETY: `Descriptor` owns the inotify descriptor, never replaces it, and outlives its registration.
+        let inotify = unsafe { AsyncFd::register(Descriptor(inotify)) }?;
+        Ok(Watcher { inotify })
     }
 
     /// Returns when something has changed since the last return. Safe to drop at any point.
