@@ -1,4 +1,4 @@
-//! The command line: what may be written ([`args`]), what each command does, how it answers ([`output`]) and
+//! The command line: what may be written (`args`), what each command does, how it answers (`output`) and
 //! with which exit code ([`exit`]). Asks a running agent over its socket; runs no app itself: what does is
 //! handed in as [`Hooks`].
 

@@ -49,10 +49,11 @@ pub fn shape(config: &Config) -> Vec<Problem> {
             format!("write it from the root, as {}", super::DEFAULT_STATE_DIR),
         ));
     }
-    if !config.instance.is_empty() && !(is_dns_label(&config.instance) && config.instance.len() <= 32) {
+    let instance = &config.instance;
+    if !instance.is_empty() && (!is_dns_label(instance) || instance.len() > 32) {
         problems.push(Problem::new(
             "key 'instance'",
-            format!("'{}' cannot be part of a cgroup name", config.instance),
+            format!("'{instance}' cannot be part of a cgroup name"),
             "use at most 32 lower-case letters, digits and hyphens",
         ));
     }

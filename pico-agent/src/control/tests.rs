@@ -320,7 +320,10 @@ fn logs_come_line_by_line_and_end() {
     let mut texts = Vec::new();
     agent
         .client()
-        .logs(&logs(3000, false), |line| Ok(texts.push(line.text)))
+        .logs(&logs(3000, false), |line| {
+            texts.push(line.text);
+            Ok(())
+        })
         .unwrap();
     assert_eq!((texts.len(), texts[0].as_str()), (3000, "line 2000"));
 }

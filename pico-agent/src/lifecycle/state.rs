@@ -2,23 +2,23 @@
 //! of how it comes about.
 //!
 //! ```text
-//!                          start                            exited, shim lost
-//!      stopped ─────────────────────────► starting ─────────────────┐ (memory is gone)
-//!       ▲   ▲                             │      │ start failed      │
-//!       │   │ ended                started│      └──────────────┐    │
-//!       │ stopping ◄───────┐              ▼                     ▼    ▼
-//!       │   ▲       stop   ├──────────── hot ───────────────► failed or stopped
-//!       │   │              │        ▲  ▲  │ swap out             │     ▲ start: anew
-//!       │   │         woken│        │  │  │            wake:     │     │ exited
-//!       │   │              │ refused│  │  ▼            swapping-in   (while swapping)
-//!       │   └─────── swapping-in    └─ swapping-out
-//!       │              ▲   │ wake failed  │ slept
-//!       │         wake │   ▼              ▼
-//!       │              └ warm  ◄──────────┘
-//!       │ stop              │ uploaded and dropped here
-//!       ├────────────── ────┤
-//!       │                   ▼
-//!       └──────────────── cold  (wakes and fails to, as warm does)
+//!   stopped ──start──► starting ──started──► hot ──swap out──► swapping-out
+//!      ▲                  │                  ▲ ▲                 │      │
+//!      │ ended            │ start failed     │ └─swap-out failed─┘      │ slept
+//!   stopping              ▼                  │                          ▼
+//!                       failed               │ woken                   warm ──went cold──► cold
+//!                            ▲               │                          │                   │
+//!                            │               │                          │ wake              │ wake
+//!                            │               │                          ▼                   ▼
+//!                            └─wake refused─ swapping-in ◄──────────────┴───────────────────┘
+//!                                            └─wake failed, exited, lost──► warm or cold, as before
+//!
+//!   starting, hot, swapping-out               ──exited──► stopped (status 0) or failed
+//!   starting, hot, swapping-out               ──lost────► warm or cold (goes on from its checkpoint) or failed
+//!   starting, hot, swapping-out, swapping-in  ──stop────► stopping
+//!   warm, cold, failed                        ──stop────► stopped
+//!   failed                                    ──start───► starting
+//!   failed with a checkpoint                  ──wake────► swapping-in
 //! ```
 //!
 //! Two rules hold whatever happens, and are tested for every event in every state:
