@@ -29,6 +29,8 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/pico";
 /// The whole of agent.toml, with defaults filled in and relative paths resolved against its directory.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The file it was read from, which no app may see.
+    pub file: Option<PathBuf>,
     /// Where apps, checkpoints, logs and the control socket live. Absolute.
     pub state_dir: PathBuf,
     /// Tells several agents on one host apart (cgroup root `pico-INSTANCE`); empty for the only one.
@@ -276,7 +278,8 @@ impl Config {
             path: path.to_owned(),
             problems,
         };
-        let config = Config::parse(&text, base.parent().unwrap_or(Path::new("/"))).map_err(invalid)?;
+        let mut config = Config::parse(&text, base.parent().unwrap_or(Path::new("/"))).map_err(invalid)?;
+        config.file = Some(base);
         let problems = check::host(&config);
         if problems.is_empty() {
             Ok(config)
@@ -307,6 +310,7 @@ impl Config {
         let store: Option<StoreSection> =
             store.and_then(|table| section(table, "[store]", &[], &mut problems));
         let mut config = Config {
+            file: None,
             state_dir: top.state_dir,
             instance: top.instance,
             shim: top.shim,

@@ -213,12 +213,12 @@ pub(super) fn detail(app: &AppDetail) -> String {
             format!(
                 "{} ago from {} for {}: {:.1} ms ({}), {} in {} GETs",
                 age(wake.at),
-                wake.from,
+                wake.tier,
                 wake.trigger,
                 wake.total_ms,
                 phases.join(", "),
                 format_bytes(wake.fetched_bytes),
-                wake.store_gets,
+                wake.s3_gets,
             )
         })),
     ));

@@ -163,6 +163,9 @@ pub struct AppDetail {
     pub counters: Counters,
     /// Its last wake.
     pub last_wake: Option<Wake>,
+    /// Page faults of its processes that eBPF saw since the agent started.
+    #[serde(default)]
+    pub page_faults: u64,
     /// What last went wrong.
     pub last_failure: Option<RecordedFailure>,
     /// How its process last ended by itself.

@@ -92,17 +92,23 @@ pub struct Wake {
     /// When it began.
     pub at: Timestamp,
     /// Where the checkpoint lay.
-    pub from: Tier,
+    pub tier: Tier,
     /// What it was for: `80/tcp`, `owner`.
     pub trigger: String,
     /// Milliseconds from the trigger until the gate was open.
     pub total_ms: f64,
     /// Its steps in order; they may overlap.
     pub phases: Vec<Phase>,
-    /// Bytes read from the store until the gate was open.
+    /// Bytes read from the store since the wake began; it goes on while the app runs.
     pub fetched_bytes: u64,
-    /// Requests to the store until the gate was open.
-    pub store_gets: u64,
+    /// Requests to the store for them.
+    pub s3_gets: u64,
+    /// Page faults answered since.
+    #[serde(default)]
+    pub faults: u64,
+    /// Pages filled from the checkpoint since.
+    #[serde(default)]
+    pub pages_installed: u64,
 }
 
 /// How often things happened since the app was made.
