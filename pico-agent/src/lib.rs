@@ -1,5 +1,6 @@
 //! The Picocenter agent. ARCHITECTURE.md at the top of the repository is the map.
 
+pub mod address;
 pub mod checkpoint;
 pub mod config;
 pub mod control;
@@ -7,9 +8,13 @@ pub mod criu;
 pub mod doctor;
 pub mod gate;
 pub mod lifecycle;
+pub(crate) mod netlink;
+#[cfg(test)]
+mod nettest;
 pub mod pager;
 pub mod port;
 pub mod probes;
 pub mod sandbox;
 pub mod shim;
 pub mod store;
+pub(crate) mod sysctl;
