@@ -1,0 +1,163 @@
+//! Whether a CRIU works on this kernel, seen by trying it: a small TCP server is dumped and lazily
+//! restored in namespaces of its own (nothing outside is touched, and all of it dies with them),
+//! and must then go on counting on the connection that was open all the while.
+//!
+//! Runs in three processes of this program: `run` (any user) starts the hidden command `criu-probe`
+//! as root inside new namespaces, and that one starts `probe-server`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cmd;
+
+/// How long each step of CRIU may take.
+const STEP_SECONDS: &str = "30";
+/// How long an answer may take: every page of it is fetched through CRIU's page server.
+const ANSWER: Duration = Duration::from_secs(20);
+/// The server's memory. All of it is read for each answer.
+const SERVER_BYTES: usize = 8 << 20;
+/// The options that the agent gives to CRIU as well: connections are kept, nobody locks the network.
+const COMMON: [&str; 4] = ["--tcp-established", "--network-lock", "skip", "--manage-cgroups=ignore"];
+
+/// Inside the new namespaces: CRIU's cache of what the kernel can do goes to this /run, not the
+/// host's, and the loopback device must be switched on.
+const ENTER: &str = r#"mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@""#;
+
+/// Tries a CRIU, given as a command line. The error says what did not work.
+pub fn run(criu: &[String]) -> Result<()> {
+    let me = std::env::current_exe().context("cannot find this program")?;
+    let mut cmd = cmd::as_root("unshare", &[])?;
+    cmd.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", ENTER, "sh"]);
+    cmd.arg(me).arg("criu-probe").args(criu);
+    cmd::output(&mut cmd).map(drop)
+}
+
+/// The hidden command `criu-probe`: process 1 of the new namespaces.
+pub fn inside(criu: &[String]) -> Result<()> {
+    let images = Scratch::new()?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
+    let address = listener.local_addr()?;
+    let mut server = start_server(listener)?;
+    let mut before = TcpStream::connect(address).context("cannot connect to the probe's server")?;
+    let (count, sum) = ask(&mut before)?;
+    ensure!(count == 1, "the server's first answer was number {count}");
+
+    let pid = server.id().to_string();
+    let mut dump = step(criu, "dump", &images.0);
+    finish("dump", dump.args(["--tree", &pid]), &images.0)?;
+    server.wait()?;
+
+    let mut pages = step(criu, "lazy-pages", &images.0)
+        .args(["--status-fd", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run CRIU")?;
+    // It closes the descriptor, after one byte, when it is ready to serve.
+    let mut ready = [0; 1];
+    let status = pages.stdout.take().context("no pipe to `criu lazy-pages`")?;
+    ensure!(BufReader::new(status).read(&mut ready)? == 1, "lazy-pages: {}", log_of(&images.0, "lazy-pages"));
+
+    let mut restore = step(criu, "restore", &images.0);
+    finish("restore", restore.args(["--lazy-pages", "--restore-detached"]), &images.0)?;
+
+    for (wanted, connection) in [(2, &mut before), (3, &mut TcpStream::connect(address)?)] {
+        let answer = ask(connection).with_context(|| {
+            format!("the restored server does not answer; lazy-pages: {}", log_of(&images.0, "lazy-pages"))
+        })?;
+        ensure!(answer == (wanted, sum), "the restored server's memory has changed: answer {answer:?}");
+    }
+    Ok(())
+}
+
+/// One command of CRIU, bounded in time, its log beside the images.
+fn step(criu: &[String], action: &str, images: &Path) -> Command {
+    let mut cmd = Command::new("timeout");
+    cmd.args(["--kill-after=1", STEP_SECONDS]).args(criu).arg(action);
+    cmd.arg("--images-dir").arg(images).args(["-v2", "--log-file", &format!("{action}.log")]);
+    if action != "lazy-pages" {
+        cmd.args(COMMON);
+    }
+    cmd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    cmd
+}
+
+fn finish(action: &str, cmd: &mut Command, images: &Path) -> Result<()> {
+    let status = cmd.status().context("cannot run CRIU")?;
+    if !status.success() {
+        bail!("criu {action} fails here ({status}): {}", log_of(images, action));
+    }
+    Ok(())
+}
+
+/// The first error in CRIU's log: the ones after it are mostly its consequences.
+fn log_of(images: &Path, action: &str) -> String {
+    let bytes = std::fs::read(images.join(format!("{action}.log"))).unwrap_or_default();
+    let log = String::from_utf8_lossy(&bytes);
+    log.lines().find(|l| l.contains("Error")).unwrap_or("it wrote no error to its log").trim().to_owned()
+}
+
+/// Starts the server in a session of its own, as CRIU wants it, with the listening socket as its
+/// standard input: it can be connected to at once, and nobody has to wait for it.
+fn start_server(listener: TcpListener) -> Result<Child> {
+    let mut cmd = Command::new("setsid");
+    cmd.arg(std::env::current_exe()?).arg("probe-server");
+    cmd.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::null()).env_clear();
+    cmd.spawn().context("cannot start the probe's server")
+}
+
+/// The hidden command `probe-server`: answers each line with the number of answers so far and a
+/// sum over all of its memory.
+pub fn serve() -> Result<()> {
+    let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let memory: Arc<Vec<u8>> = Arc::new((0..SERVER_BYTES).map(|i| (i % 251) as u8 ^ (i >> 12) as u8).collect());
+    let count = Arc::new(AtomicU64::new(0));
+    for connection in listener.incoming() {
+        let (connection, memory, count) = (connection?, Arc::clone(&memory), Arc::clone(&count));
+        std::thread::spawn(move || {
+            let Ok(reader) = connection.try_clone() else { return };
+            let mut writer = connection;
+            for _line in BufReader::new(reader).lines().map_while(|line| line.ok()) {
+                let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+                let sum = memory.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+                if writeln!(writer, "{number} {sum}").is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+fn ask(connection: &mut TcpStream) -> Result<(u64, u64)> {
+    connection.set_read_timeout(Some(ANSWER))?;
+    connection.write_all(b"?\n")?;
+    let mut line = String::new();
+    BufReader::new(connection).read_line(&mut line).context("no answer")?;
+    let (count, sum) = line.trim().split_once(' ').with_context(|| format!("answer {line:?}"))?;
+    Ok((count.parse()?, sum.parse()?))
+}
+
+/// A directory of its own for the images, removed with this value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Scratch> {
+        // This process is number 1 of its namespace: take the name from elsewhere.
+        let name = cmd::output(Command::new("mktemp").args(["-d", "-t", "pico-criu-probe.XXXXXX"]))?;
+        Ok(Scratch(PathBuf::from(name.trim_end())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
