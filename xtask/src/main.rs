@@ -95,7 +95,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             build::build(&place, &tools, release)?;
         }
         Cmd::CriuProbe { criu } => setup::probe::inside(&criu)?,
-        Cmd::ProbeServer => setup::probe::serve()?,
+        Cmd::ProbeServer => setup::probe::server()?,
     }
     Ok(ExitCode::SUCCESS)
 }

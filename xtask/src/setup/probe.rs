@@ -28,14 +28,23 @@ const SERVER_BYTES: usize = 8 << 20;
 const COMMON: [&str; 4] = ["--tcp-established", "--network-lock", "skip", "--manage-cgroups=ignore"];
 
 /// Inside the new namespaces: CRIU's cache of what the kernel can do goes to this /run, not the
-/// host's, and the loopback device must be switched on.
-const ENTER: &str = r#"mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@""#;
+/// host's; the loopback device must be switched on; and what our caller left open must be closed,
+/// since CRIU cannot save a file that was opened in another mount namespace.
+const ENTER: &str = r#"
+mount -t tmpfs tmpfs /run || exit
+ip link set lo up || exit
+for fd in /proc/$$/fd/*; do
+    fd=${fd##*/}
+    if [ "$fd" -gt 2 ]; then eval "exec $fd>&-"; fi
+done
+exec "$@"
+"#;
 
 /// Tries a CRIU, given as a command line. The error says what did not work.
 pub fn run(criu: &[String]) -> Result<()> {
     let me = std::env::current_exe().context("cannot find this program")?;
     let mut cmd = cmd::as_root("unshare", &[])?;
-    cmd.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", ENTER, "sh"]);
+    cmd.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", ENTER, "bash"]);
     cmd.arg(me).arg("criu-probe").args(criu);
     cmd::output(&mut cmd).map(drop)
 }
@@ -97,11 +106,18 @@ fn finish(action: &str, cmd: &mut Command, images: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The first error in CRIU's log: the ones after it are mostly its consequences.
+/// The errors in CRIU's log, the last few: some of the earlier ones do no harm.
 fn log_of(images: &Path, action: &str) -> String {
     let bytes = std::fs::read(images.join(format!("{action}.log"))).unwrap_or_default();
-    let log = String::from_utf8_lossy(&bytes);
-    log.lines().find(|l| l.contains("Error")).unwrap_or("it wrote no error to its log").trim().to_owned()
+    last_errors(&String::from_utf8_lossy(&bytes))
+}
+
+fn last_errors(log: &str) -> String {
+    let errors: Vec<&str> = log.lines().filter_map(|l| l.find("Error").map(|at| l[at..].trim())).collect();
+    match &errors[errors.len().saturating_sub(3)..] {
+        [] => "it wrote no error to its log".to_owned(),
+        last => last.join("; "),
+    }
 }
 
 /// Starts the server in a session of its own, as CRIU wants it, with the listening socket as its
@@ -113,11 +129,14 @@ fn start_server(listener: TcpListener) -> Result<Child> {
     cmd.spawn().context("cannot start the probe's server")
 }
 
-/// The hidden command `probe-server`: answers each line with the number of answers so far and a
-/// sum over all of its memory.
-pub fn serve() -> Result<()> {
-    let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let memory: Arc<Vec<u8>> = Arc::new((0..SERVER_BYTES).map(|i| (i % 251) as u8 ^ (i >> 12) as u8).collect());
+/// The hidden command `probe-server`: its standard input is the listening socket.
+pub fn server() -> Result<()> {
+    serve(&TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?))
+}
+
+/// Answers each line with the number of answers so far and a sum over all of its memory.
+fn serve(listener: &TcpListener) -> Result<()> {
+    let memory: Arc<Vec<u8>> = Arc::new((0..=250).cycle().take(SERVER_BYTES).collect());
     let count = Arc::new(AtomicU64::new(0));
     for connection in listener.incoming() {
         let (connection, memory, count) = (connection?, Arc::clone(&memory), Arc::clone(&count));
@@ -127,7 +146,7 @@ pub fn serve() -> Result<()> {
             for _line in BufReader::new(reader).lines().map_while(|line| line.ok()) {
                 let number = count.fetch_add(1, Ordering::SeqCst) + 1;
                 let sum = memory.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
-                if writeln!(writer, "{number} {sum}").is_err() {
+                if writer.write_all(format!("{number} {sum}\n").as_bytes()).is_err() {
                     return;
                 }
             }
@@ -159,5 +178,30 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_errors_of_a_log_are_kept() {
+        let log = "(00.1) Error (a.c:1): one\n(00.2) fine\n(00.3) Error (b.c:2): two\nError (c.c:3): three\n(0) Error: 4\n";
+        assert_eq!(last_errors(log), "Error (b.c:2): two; Error (c.c:3): three; Error: 4");
+        assert_eq!(last_errors("all went well\n"), "it wrote no error to its log");
+    }
+
+    #[test]
+    fn the_server_counts_and_sums_on_each_connection() -> Result<()> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        std::thread::spawn(move || serve(&listener));
+        let (mut one, mut two) = (TcpStream::connect(address)?, TcpStream::connect(address)?);
+        let (first, sum) = ask(&mut one)?;
+        assert_eq!(first, 1);
+        assert_eq!(ask(&mut two)?, (2, sum));
+        assert_eq!(ask(&mut one)?, (3, sum));
+        Ok(())
     }
 }
