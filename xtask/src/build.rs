@@ -15,12 +15,18 @@ pub fn build(place: &Place, tools: &Tools, release: bool) -> Result<()> {
     ebpf(place, tools)?;
     let mut cargo = place.cargo();
     with_object(place, &mut cargo);
-    cargo.args(["build", "-p", "pico-agent", "-p", "pico-preload", "-p", "pico-hub", "-p", "pico-tests"]);
+    // The whole workspace, as the tests build it: a part of it would choose other features of the
+    // libraries, and build them once more.
+    cargo.args(["build", "--workspace"]);
     if release {
         cargo.arg("--release");
     }
     cmd::run(&mut cargo)?;
-    println!("build: {} is ready ({})", shown(&place.binaries(release)), cmd::elapsed(start.elapsed()));
+    println!(
+        "build: {} is ready ({})",
+        shown(&place.binaries(release)),
+        cmd::elapsed(start.elapsed())
+    );
     Ok(())
 }
 
@@ -30,8 +36,18 @@ pub fn ebpf(place: &Place, tools: &Tools) -> Result<()> {
     let dir = place.target.join("bpf-build");
     println!("eBPF: {}", tools.compiler.about);
     let mut cargo = tools.compiler.cargo(place);
-    cargo.args(["-p", "pico-ebpf", "--bin", "pico-ebpf", "--features", "bpf", "--release"]);
-    cargo.args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"]).arg(&dir);
+    cargo.args([
+        "-p",
+        "pico-ebpf",
+        "--bin",
+        "pico-ebpf",
+        "--features",
+        "bpf",
+        "--release",
+    ]);
+    cargo
+        .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
+        .arg(&dir);
     compile_for_bpf(&mut cargo, &tools.linker);
     cmd::run(&mut cargo)?;
     let built = dir.join(TARGET).join("release/pico-ebpf");
@@ -46,10 +62,18 @@ const TARGET: &str = "bpfel-unknown-none";
 fn compile_for_bpf(cargo: &mut std::process::Command, linker: &Path) {
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
     // bpf-linker does the link-time optimisation; the kernel wants BTF, made of debug information.
-    cargo.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
-    cargo.env("CARGO_PROFILE_RELEASE_DEBUG", "2").env("CARGO_PROFILE_RELEASE_STRIP", "none");
+    cargo
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
+    cargo
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "2")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "none");
     let arch = std::env::consts::ARCH;
-    let flags = [format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into()];
+    let flags = [
+        format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Cdebuginfo=2".into(),
+        "-Clink-arg=--btf".into(),
+    ];
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
 }
 

@@ -75,7 +75,10 @@ fn quoted(word: &OsStr) -> String {
 /// Shows the command and runs it with this process's output; an error unless it exits with 0.
 pub fn run(cmd: &mut Command) -> Result<()> {
     println!("$ {}", display(cmd));
-    let status = cmd.stdin(Stdio::null()).status().with_context(|| format!("cannot run `{}`", display(cmd)))?;
+    let status = cmd
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run `{}`", display(cmd)))?;
     if !status.success() {
         bail!("`{}` failed: {status}", display(cmd));
     }
@@ -85,7 +88,10 @@ pub fn run(cmd: &mut Command) -> Result<()> {
 /// Runs the command silently and gives its standard output; what it wrote to standard error
 /// becomes part of the error when it fails.
 pub fn output(cmd: &mut Command) -> Result<String> {
-    let out = cmd.stdin(Stdio::null()).output().with_context(|| format!("cannot run `{}`", display(cmd)))?;
+    let out = cmd
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run `{}`", display(cmd)))?;
     if !out.status.success() {
         let said = String::from_utf8_lossy(&out.stderr);
         bail!("`{}` failed: {}\n{}", display(cmd), out.status, said.trim());
@@ -151,6 +157,9 @@ mod tests {
         let mut cmd = Command::new("sh");
         cmd.args(["-c", "echo no such thing >&2; exit 3"]);
         let err = output(&mut cmd).unwrap_err().to_string();
-        assert!(err.contains("no such thing") && err.contains("exit status: 3"), "{err}");
+        assert!(
+            err.contains("no such thing") && err.contains("exit status: 3"),
+            "{err}"
+        );
     }
 }

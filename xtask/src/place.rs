@@ -23,7 +23,10 @@ impl Place {
     pub fn find() -> Result<Place> {
         let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-        let root = manifest.parent().context("xtask has no parent directory")?.to_path_buf();
+        let root = manifest
+            .parent()
+            .context("xtask has no parent directory")?
+            .to_path_buf();
         let target = match var("CARGO_TARGET_DIR") {
             Some(dir) => std::path::absolute(dir)?,
             None => root.join("target"),
@@ -32,7 +35,9 @@ impl Place {
             (Some(tools), _, _) => std::path::absolute(tools)?,
             (_, Some(cache), _) => cache.join("pico-tools"),
             (_, _, Some(home)) => home.join(".cache/pico-tools"),
-            _ => anyhow::bail!("neither PICO_TOOLS nor HOME is set: set PICO_TOOLS to a directory for the tools"),
+            _ => anyhow::bail!(
+                "neither PICO_TOOLS nor HOME is set: set PICO_TOOLS to a directory for the tools"
+            ),
         };
         Ok(Place { root, target, tools })
     }
@@ -60,7 +65,9 @@ impl Place {
 pub fn clean_env(cmd: &mut Command) -> &mut Command {
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
-        let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|p| name.starts_with(p));
+        let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"]
+            .iter()
+            .any(|p| name.starts_with(p));
         if own || name == "LD_LIBRARY_PATH" {
             cmd.env_remove(&key);
         }
@@ -69,7 +76,9 @@ pub fn clean_env(cmd: &mut Command) -> &mut Command {
 }
 
 fn var(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
+    std::env::var_os(name)
+        .filter(|v| !v.is_empty())
+        .map(PathBuf::from)
 }
 
 /// The path, shown from the current directory where it lies below it.

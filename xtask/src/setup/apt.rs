@@ -18,7 +18,9 @@ pub fn installed(names: &BTreeSet<String>) -> BTreeMap<String, String> {
         .args(["-W", "-f=${db:Status-Status} ${Package} ${Version}\n"])
         .args(names)
         .output();
-    let text = out.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let text = out
+        .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+        .unwrap_or_default();
     parse_installed(&text)
 }
 
@@ -34,7 +36,12 @@ fn parse_installed(text: &str) -> BTreeMap<String, String> {
 
 /// The version that apt would install of each of these; those it does not know are left out.
 pub fn candidates(names: &[&str]) -> BTreeMap<String, String> {
-    let out = cmd::output(Command::new("apt-cache").arg("policy").args(names).env("LC_ALL", "C"));
+    let out = cmd::output(
+        Command::new("apt-cache")
+            .arg("policy")
+            .args(names)
+            .env("LC_ALL", "C"),
+    );
     parse_policy(&out.unwrap_or_default())
 }
 
@@ -57,7 +64,9 @@ fn parse_policy(text: &str) -> BTreeMap<String, String> {
 pub fn llvm_of(package: &str) -> Option<u32> {
     let mut cmd = Command::new("apt-cache");
     let out = cmd::output(cmd.args(["depends", "--recurse", "--important", package])).ok()?;
-    let mut majors = out.split_whitespace().filter_map(|w| w.strip_prefix("libllvm")?.parse().ok());
+    let mut majors = out
+        .split_whitespace()
+        .filter_map(|w| w.strip_prefix("libllvm")?.parse().ok());
     majors.next()
 }
 
@@ -83,7 +92,10 @@ apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 install "$@"
 
 /// Installs packages. No service of theirs is started, now or when the host boots.
 pub fn install(names: &[String]) -> Result<()> {
-    let env: [(&str, OsString); 2] = [("DEBIAN_FRONTEND", "noninteractive".into()), ("NEEDRESTART_SUSPEND", "1".into())];
+    let env: [(&str, OsString); 2] = [
+        ("DEBIAN_FRONTEND", "noninteractive".into()),
+        ("NEEDRESTART_SUSPEND", "1".into()),
+    ];
     println!("$ {}", install_command(names));
     let status = cmd::as_root("sh", &env)?
         .args(["-c", INSTALL, "install"])
@@ -106,25 +118,37 @@ pub fn disable_services(units: &[&str]) -> Result<()> {
     let mut cmd = cmd::as_root("systemctl", &[])?;
     cmd.args(["--quiet", "disable"]).args(units);
     println!("$ {}", cmd::display(&cmd));
-    cmd.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::null()).status().context("systemctl")?;
+    cmd.stdin(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .context("systemctl")?;
     Ok(())
 }
 
 /// What a person types to install these.
 pub fn install_command(names: &[String]) -> String {
-    format!("{}apt-get install -y --no-install-recommends {}", cmd::sudo_prefix(), names.join(" "))
+    format!(
+        "{}apt-get install -y --no-install-recommends {}",
+        cmd::sudo_prefix(),
+        names.join(" ")
+    )
 }
 
 /// The host's sources, in both styles.
 pub fn host_sources() -> Vec<Source> {
     let mut found = Vec::new();
     let mut files = vec![Path::new("/etc/apt/sources.list").to_path_buf()];
-    let parts = std::fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
+    let parts = std::fs::read_dir("/etc/apt/sources.list.d")
+        .into_iter()
+        .flatten()
+        .flatten();
     let mut parts: Vec<_> = parts.map(|e| e.path()).collect();
     parts.sort();
     files.extend(parts);
     for file in files {
-        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        let Ok(text) = std::fs::read_to_string(&file) else {
+            continue;
+        };
         match file.extension().and_then(|e| e.to_str()) {
             Some("sources") => found.extend(sources::parse_deb822(&text)),
             Some("list") => found.extend(sources::parse_one_line(&text)),
@@ -137,7 +161,10 @@ pub fn host_sources() -> Vec<Source> {
 /// The release's code name, such as `bookworm`.
 pub fn codename() -> Result<String> {
     let text = std::fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-    let name = text.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
+    let name = text
+        .lines()
+        .find_map(|l| l.strip_prefix("VERSION_CODENAME="))
+        .unwrap_or_default();
     match name.trim_matches('"') {
         "" => bail!("/etc/os-release names no VERSION_CODENAME: setup knows Debian releases only"),
         name => Ok(name.to_owned()),
@@ -146,7 +173,9 @@ pub fn codename() -> Result<String> {
 
 /// Compares two versions as dpkg does: whether the first is at least the second.
 pub fn at_least(version: &str, wanted: &str) -> bool {
-    let status = Command::new("dpkg").args(["--compare-versions", version, "ge", wanted]).status();
+    let status = Command::new("dpkg")
+        .args(["--compare-versions", version, "ge", wanted])
+        .status();
     status.is_ok_and(|s| s.success())
 }
 
@@ -167,6 +196,9 @@ mod tests {
         let text = "rustc-web:\n  Installed: (none)\n  Candidate: 1.96.0+dfsg1-1\n  Version table:\n\
                     \x20    1.96.0+dfsg1-1 500\nghost:\n  Installed: (none)\n  Candidate: (none)\n";
         let found = parse_policy(text);
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [("rustc-web".into(), "1.96.0+dfsg1-1".into())]);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [("rustc-web".into(), "1.96.0+dfsg1-1".into())]
+        );
     }
 }

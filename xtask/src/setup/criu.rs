@@ -51,12 +51,15 @@ impl Record {
     }
 
     fn find(&self, path: &Path, version: &str, kernel: &str) -> Option<&Seen> {
-        self.seen.iter().find(|s| s.path == path && s.version == version && s.kernel == kernel)
+        self.seen
+            .iter()
+            .find(|s| s.path == path && s.version == version && s.kernel == kernel)
     }
 
     /// Adds what was seen, in place of what was seen of the same path and kernel before.
     fn add(&mut self, seen: Seen) {
-        self.seen.retain(|s| s.path != seen.path || s.kernel != seen.kernel);
+        self.seen
+            .retain(|s| s.path != seen.path || s.kernel != seen.kernel);
         self.seen.push(seen);
     }
 
@@ -67,7 +70,8 @@ impl Record {
 
 /// The running kernel's release.
 pub fn kernel() -> Result<String> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
+    let text =
+        std::fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
     Ok(text.trim().to_owned())
 }
 
@@ -80,26 +84,50 @@ fn command_line(path: &Path) -> Option<Vec<String>> {
     }
     let binary = path.join("usr/sbin/criu");
     let below = |dir: &Path| -> Vec<PathBuf> {
-        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+        std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect()
     };
     let named = |p: &Path, part: &str| p.file_name().is_some_and(|n| n.to_string_lossy().contains(part));
-    let mut libraries: Vec<PathBuf> = ["usr/lib", "lib"].iter().flat_map(|dir| below(&path.join(dir))).collect();
+    let mut libraries: Vec<PathBuf> = ["usr/lib", "lib"]
+        .iter()
+        .flat_map(|dir| below(&path.join(dir)))
+        .collect();
     libraries.retain(|dir| named(dir, "-linux-gnu"));
-    let loader = libraries.iter().flat_map(|dir| below(dir)).find(|file| named(file, "ld-linux"))?;
+    let loader = libraries
+        .iter()
+        .flat_map(|dir| below(dir))
+        .find(|file| named(file, "ld-linux"))?;
     let libraries: Option<Vec<String>> = libraries.iter().map(|dir| text(dir)).collect();
     binary.is_file().then_some(())?;
-    Some(vec![text(&loader)?, "--library-path".into(), libraries?.join(":"), text(&binary)?])
+    Some(vec![
+        text(&loader)?,
+        "--library-path".into(),
+        libraries?.join(":"),
+        text(&binary)?,
+    ])
 }
 
 /// The CRIU at this path, if it can be started.
 fn inspect(path: PathBuf) -> Option<Criu> {
     let line = command_line(&path)?;
-    let said = cmd::output(clean_env(Command::new(&line[0]).args(&line[1..]).arg("--version"))).ok()?;
-    Some(Criu { version: parse_version(&said)?, path })
+    let said = cmd::output(clean_env(
+        Command::new(&line[0]).args(&line[1..]).arg("--version"),
+    ))
+    .ok()?;
+    Some(Criu {
+        version: parse_version(&said)?,
+        path,
+    })
 }
 
 fn parse_version(text: &str) -> Option<String> {
-    text.lines().find_map(|l| l.strip_prefix("Version:")).map(|v| v.trim().to_owned())
+    text.lines()
+        .find_map(|l| l.strip_prefix("Version:"))
+        .map(|v| v.trim().to_owned())
 }
 
 /// The CRIUs on this host in the order in which they are taken: the one that `PICO_CRIU` names
@@ -130,10 +158,19 @@ pub fn known(place: &Place) -> Result<Known> {
     let (record, kernel) = (Record::load(place), kernel()?);
     let mut reasons = Vec::new();
     for criu in present(place) {
-        match record.find(&criu.path, &criu.version, &kernel).map(|seen| &seen.failure) {
+        match record
+            .find(&criu.path, &criu.version, &kernel)
+            .map(|seen| &seen.failure)
+        {
             Some(None) => return Ok(Known::Works(criu)),
-            Some(Some(failure)) => reasons.push(format!("{} ({}): {failure}", criu.path.display(), criu.version)),
-            None => reasons.push(format!("{} ({}) was not tried on this kernel", criu.path.display(), criu.version)),
+            Some(Some(failure)) => {
+                reasons.push(format!("{} ({}): {failure}", criu.path.display(), criu.version))
+            }
+            None => reasons.push(format!(
+                "{} ({}) was not tried on this kernel",
+                criu.path.display(),
+                criu.version
+            )),
         }
     }
     if reasons.is_empty() {
@@ -148,18 +185,31 @@ fn attempt(place: &Place, criu: &Criu, name: &Path) -> Result<Result<(), String>
     if let Some(seen) = record.find(name, &criu.version, &kernel) {
         return Ok(seen.failure.clone().map_or(Ok(()), Err));
     }
-    println!("    trying {} ({}): a dump and lazy restore of a small TCP server", criu.path.display(), criu.version);
-    let line = command_line(&criu.path).with_context(|| format!("{} cannot be started", criu.path.display()))?;
+    println!(
+        "    trying {} ({}): a dump and lazy restore of a small TCP server",
+        criu.path.display(),
+        criu.version
+    );
+    let line =
+        command_line(&criu.path).with_context(|| format!("{} cannot be started", criu.path.display()))?;
     let failure = probe::run(&line).err().map(|e| last_line(&format!("{e:#}")));
     println!("    {}", failure.as_deref().unwrap_or("it works"));
     let outcome = failure.clone().map_or(Ok(()), Err);
-    record.add(Seen { path: name.to_path_buf(), version: criu.version.clone(), kernel, failure });
+    record.add(Seen {
+        path: name.to_path_buf(),
+        version: criu.version.clone(),
+        kernel,
+        failure,
+    });
     record.save(place)?;
     Ok(outcome)
 }
 
 fn last_line(text: &str) -> String {
-    let line = text.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("it failed without a word");
+    let line = text
+        .lines()
+        .rfind(|l| !l.trim().is_empty())
+        .unwrap_or("it failed without a word");
     line.trim_start_matches("error: ").to_owned()
 }
 
@@ -171,7 +221,9 @@ pub fn install(place: &Place) -> Result<Criu> {
         match attempt(place, criu, &criu.path)? {
             Ok(()) => return Ok(criu.clone()),
             Err(reason) if std::env::var_os("PICO_CRIU").is_some_and(|v| !v.is_empty()) => {
-                bail!("the CRIU named by PICO_CRIU does not work here: {reason}. Unset PICO_CRIU, or name another")
+                bail!(
+                    "the CRIU named by PICO_CRIU does not work here: {reason}. Unset PICO_CRIU, or name another"
+                )
             }
             Err(_) => {}
         }
@@ -181,15 +233,20 @@ pub fn install(place: &Place) -> Result<Criu> {
     {
         return Ok(criu);
     }
-    println!("    fetching a private copy from Debian's {NEWEST_SUITE} into {}", private(place).display());
+    println!(
+        "    fetching a private copy from Debian's {NEWEST_SUITE} into {}",
+        private(place).display()
+    );
     let fetched = fetch(place, Some(NEWEST_SUITE))?;
     let root = private(place);
     if root.exists() {
         std::fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))?;
     }
-    std::fs::rename(fetched.join("root"), &root).with_context(|| format!("cannot make {}", root.display()))?;
+    std::fs::rename(fetched.join("root"), &root)
+        .with_context(|| format!("cannot make {}", root.display()))?;
     std::fs::remove_dir_all(&fetched).with_context(|| format!("cannot remove {}", fetched.display()))?;
-    let criu = inspect(root.clone()).with_context(|| format!("the CRIU in {} cannot be started", root.display()))?;
+    let criu =
+        inspect(root.clone()).with_context(|| format!("the CRIU in {} cannot be started", root.display()))?;
     match attempt(place, &criu, &criu.path)? {
         Ok(()) => Ok(criu),
         Err(reason) => bail!(
@@ -238,11 +295,15 @@ fn fetch(place: &Place, suite: Option<&str>) -> Result<PathBuf> {
     let codename = apt::codename()?;
     let found = apt::host_sources();
     let wanted = match suite {
-        Some(suite) => sources::with_suite(&found, &codename, suite).into_iter().collect(),
+        Some(suite) => sources::with_suite(&found, &codename, suite)
+            .into_iter()
+            .collect(),
         None => sources::of_release(&found, &codename),
     };
     if wanted.is_empty() {
-        bail!("the apt sources of this host name no archive of {codename}: add it to /etc/apt/sources.list.d");
+        bail!(
+            "the apt sources of this host name no archive of {codename}: add it to /etc/apt/sources.list.d"
+        );
     }
     let stanzas: Vec<String> = wanted.iter().map(sources::Source::stanza).collect();
     std::fs::write(dir.join("parts/criu.sources"), stanzas.join("\n"))?;
@@ -263,7 +324,9 @@ fn fetch(place: &Place, suite: Option<&str>) -> Result<PathBuf> {
     ];
     let apt_get = || {
         let mut cmd = Command::new("apt-get");
-        cmd.arg("-qq").args(options.iter().flat_map(|o| ["-o", o])).env("DEBIAN_FRONTEND", "noninteractive");
+        cmd.arg("-qq")
+            .args(options.iter().flat_map(|o| ["-o", o]))
+            .env("DEBIAN_FRONTEND", "noninteractive");
         cmd
     };
     cmd::output(apt_get().arg("update"))?;
@@ -271,7 +334,12 @@ fn fetch(place: &Place, suite: Option<&str>) -> Result<PathBuf> {
     let mut packages = 0;
     for entry in std::fs::read_dir(dir.join("cache/archives"))?.flatten() {
         if entry.path().extension().is_some_and(|e| e == "deb") {
-            cmd::output(Command::new("dpkg").arg("-x").arg(entry.path()).arg(dir.join("root")))?;
+            cmd::output(
+                Command::new("dpkg")
+                    .arg("-x")
+                    .arg(entry.path())
+                    .arg(dir.join("root")),
+            )?;
             packages += 1;
         }
     }
@@ -296,23 +364,42 @@ mod tests {
     fn what_was_seen_counts_for_that_version_and_kernel_only() {
         let mut record = Record::default();
         record.add(seen("/usr/sbin/criu", "3.17.1", "6.1", None));
-        assert!(record.find(Path::new("/usr/sbin/criu"), "3.17.1", "6.1").is_some());
-        assert!(record.find(Path::new("/usr/sbin/criu"), "3.17.1", "6.18").is_none());
+        assert!(
+            record
+                .find(Path::new("/usr/sbin/criu"), "3.17.1", "6.1")
+                .is_some()
+        );
+        assert!(
+            record
+                .find(Path::new("/usr/sbin/criu"), "3.17.1", "6.18")
+                .is_none()
+        );
         assert!(record.find(Path::new("/usr/sbin/criu"), "4.2.1", "6.1").is_none());
         record.add(seen("/usr/sbin/criu", "4.2.1", "6.1", Some("no")));
-        assert_eq!(record.seen.len(), 1, "an upgraded CRIU replaces what was seen of the old one");
+        assert_eq!(
+            record.seen.len(),
+            1,
+            "an upgraded CRIU replaces what was seen of the old one"
+        );
     }
 
     #[test]
     fn the_record_survives_on_disk() -> Result<()> {
         let dir = tempfile::tempdir()?;
-        let place = Place { root: dir.path().into(), target: dir.path().into(), tools: dir.path().join("tools") };
+        let place = Place {
+            root: dir.path().into(),
+            target: dir.path().into(),
+            tools: dir.path().join("tools"),
+        };
         let mut record = Record::load(&place);
         record.add(seen("/c", "4.2.1", "6.18", Some("criu dump fails")));
         record.save(&place)?;
         assert_eq!(Record::load(&place).seen, record.seen);
         std::fs::write(Record::file(&place), "{ half")?;
-        assert!(Record::load(&place).seen.is_empty(), "a damaged record means: try again");
+        assert!(
+            Record::load(&place).seen.is_empty(),
+            "a damaged record means: try again"
+        );
         Ok(())
     }
 
@@ -326,14 +413,20 @@ mod tests {
         std::fs::write(dir.path().join("usr/sbin/criu"), "")?;
         std::fs::write(lib.join("ld-linux-x86-64.so.2"), "")?;
         let line = command_line(dir.path()).unwrap();
-        assert!(line[0].ends_with("ld-linux-x86-64.so.2") && line[3].ends_with("usr/sbin/criu"), "{line:?}");
+        assert!(
+            line[0].ends_with("ld-linux-x86-64.so.2") && line[3].ends_with("usr/sbin/criu"),
+            "{line:?}"
+        );
         assert_eq!(line[1], "--library-path");
         Ok(())
     }
 
     #[test]
     fn the_version_is_what_criu_says() {
-        assert_eq!(parse_version("Version: 4.2.1\nGitID: v4.2.1\n").as_deref(), Some("4.2.1"));
+        assert_eq!(
+            parse_version("Version: 4.2.1\nGitID: v4.2.1\n").as_deref(),
+            Some("4.2.1")
+        );
         assert_eq!(parse_version("criu: not found"), None);
     }
 }

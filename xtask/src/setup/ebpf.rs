@@ -56,7 +56,10 @@ struct Version {
 fn parse_version(text: &str) -> Option<Version> {
     let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
     let llvm = field("LLVM version:")?.split('.').next()?.parse().ok()?;
-    Some(Version { release: field("release:")?.to_owned(), llvm })
+    Some(Version {
+        release: field("release:")?.to_owned(),
+        llvm,
+    })
 }
 
 /// The version of a compiler and whether its source lies beside it.
@@ -83,7 +86,8 @@ fn nightly(place: &Place) -> Result<Compiler, String> {
     }
     let rustc = || {
         let mut cmd = Command::new("rustup");
-        cmd.args(["run", "nightly", "rustc"]).env("RUSTUP_AUTO_INSTALL", "0");
+        cmd.args(["run", "nightly", "rustc"])
+            .env("RUSTUP_AUTO_INSTALL", "0");
         cmd
     };
     let (version, source) = inspect(rustc).ok_or("rustup has no nightly")?;
@@ -93,9 +97,15 @@ fn nightly(place: &Place) -> Result<Compiler, String> {
     }
     let package = dev_package(llvm);
     if linker(place, llvm).is_none() && !apt::candidates(&[&package]).contains_key(&package) {
-        return Err(format!("rustup's nightly {release} is built with LLVM {llvm}, which Debian does not have here"));
+        return Err(format!(
+            "rustup's nightly {release} is built with LLVM {llvm}, which Debian does not have here"
+        ));
     }
-    Ok(Compiler { provider: Provider::Nightly, llvm, about: format!("rustup's nightly {release} with rust-src, LLVM {llvm}") })
+    Ok(Compiler {
+        provider: Provider::Nightly,
+        llvm,
+        about: format!("rustup's nightly {release} with rust-src, LLVM {llvm}"),
+    })
 }
 
 /// Debian's compiler, installed or to be installed.
@@ -104,15 +114,25 @@ fn debian(place: &Place, why: &str) -> Result<Compiler> {
     let here = inspect(|| Command::new(DEBIAN_RUSTC)).filter(|(v, _)| apt::at_least(&v.release, &wanted));
     if let Some((Version { release, llvm }, true)) = here {
         let about = format!("Debian's rustc {release} with source, LLVM {llvm} ({why})");
-        return Ok(Compiler { provider: Provider::Debian { missing: Vec::new() }, llvm, about });
+        return Ok(Compiler {
+            provider: Provider::Debian { missing: Vec::new() },
+            llvm,
+            about,
+        });
     }
     let found = apt::candidates(&DEBIAN_PAIRS.map(|(rustc, _)| rustc));
     for (rustc, source) in DEBIAN_PAIRS {
-        let Some(version) = found.get(rustc).filter(|v| apt::at_least(v, &wanted)) else { continue };
+        let Some(version) = found.get(rustc).filter(|v| apt::at_least(v, &wanted)) else {
+            continue;
+        };
         let llvm = apt::llvm_of(rustc).with_context(|| format!("Debian's {rustc} names no LLVM library"))?;
         let missing = vec![rustc.to_owned(), source.to_owned()];
         let about = format!("Debian's {rustc} {version} with source, LLVM {llvm} ({why})");
-        return Ok(Compiler { provider: Provider::Debian { missing }, llvm, about });
+        return Ok(Compiler {
+            provider: Provider::Debian { missing },
+            llvm,
+            about,
+        });
     }
     bail!(
         "no compiler for eBPF: {why}, and apt offers no rustc of {wanted} or later. Either run \
@@ -126,9 +146,15 @@ fn debian(place: &Place, why: &str) -> Result<Compiler> {
 fn rust_version(root: &Path) -> Result<String> {
     let file = root.join("Cargo.toml");
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let manifest: toml::Table = text.parse().with_context(|| format!("cannot parse {}", file.display()))?;
-    let version = manifest.get("workspace").and_then(|w| w.get("package")?.get("rust-version")?.as_str());
-    Ok(version.context("Cargo.toml has no workspace.package.rust-version")?.to_owned())
+    let manifest: toml::Table = text
+        .parse()
+        .with_context(|| format!("cannot parse {}", file.display()))?;
+    let version = manifest
+        .get("workspace")
+        .and_then(|w| w.get("package")?.get("rust-version")?.as_str());
+    Ok(version
+        .context("Cargo.toml has no workspace.package.rust-version")?
+        .to_owned())
 }
 
 /// Debian's package that bpf-linker is built with.
@@ -139,17 +165,22 @@ pub fn dev_package(llvm: u32) -> String {
 /// A bpf-linker that works and has this LLVM: ours, or one on `PATH`.
 pub fn linker(place: &Place, llvm: u32) -> Option<PathBuf> {
     let ours = Some(place.tools.join("bpf-linker/bin/bpf-linker"));
-    [ours, cmd::which("bpf-linker")].into_iter().flatten().find(|file| {
-        let libraries = cmd::output(clean_env(Command::new("ldd").arg(file))).unwrap_or_default();
-        linked_llvm(&libraries) == Some(llvm)
-            && cmd::output(clean_env(Command::new(file).arg("--version"))).is_ok()
-    })
+    [ours, cmd::which("bpf-linker")]
+        .into_iter()
+        .flatten()
+        .find(|file| {
+            let libraries = cmd::output(clean_env(Command::new("ldd").arg(file))).unwrap_or_default();
+            linked_llvm(&libraries) == Some(llvm)
+                && cmd::output(clean_env(Command::new(file).arg("--version"))).is_ok()
+        })
 }
 
 /// The LLVM among the libraries that `ldd` lists: `libLLVM.so.22.1` or `libLLVM-14.so.1`. A library
 /// that is listed as not found does not count.
 fn linked_llvm(ldd: &str) -> Option<u32> {
-    let line = ldd.lines().find(|l| l.contains("libLLVM") && !l.contains("not found"))?;
+    let line = ldd
+        .lines()
+        .find(|l| l.contains("libLLVM") && !l.contains("not found"))?;
     let name = line.split_whitespace().next()?;
     let digits = name.trim_start_matches(|c: char| !c.is_ascii_digit());
     digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
@@ -162,10 +193,17 @@ pub fn install_linker(place: &Place, llvm: u32) -> Command {
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let mut cmd = place.cargo();
     cmd.args(["install", "bpf-linker", "--locked", "--version", LINKER_VERSION]);
-    cmd.args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"]);
+    cmd.args([
+        "--no-default-features",
+        "--features",
+        &format!("llvm-{llvm}"),
+        "--root",
+    ]);
     cmd.arg(place.tools.join("bpf-linker"));
     // Not into the repository's own target directory, whatever the environment says.
-    cmd.env("LLVM_PREFIX", prefix).env("PATH", path).env_remove("CARGO_TARGET_DIR");
+    cmd.env("LLVM_PREFIX", prefix)
+        .env("PATH", path)
+        .env_remove("CARGO_TARGET_DIR");
     // It is built in a directory of its own: the workspace's cargo settings are not for it.
     cmd.current_dir("/");
     cmd
@@ -187,7 +225,8 @@ impl Compiler {
         match self.provider {
             Provider::Nightly => {
                 cmd = Command::new("rustup");
-                cmd.args(["run", "nightly", "cargo"]).env_remove("RUSTUP_TOOLCHAIN");
+                cmd.args(["run", "nightly", "cargo"])
+                    .env_remove("RUSTUP_TOOLCHAIN");
                 clean_env(cmd.current_dir(&place.root));
             }
             Provider::Debian { .. } => {
@@ -219,9 +258,13 @@ mod tests {
 
     #[test]
     fn the_linkers_llvm_is_read_from_its_libraries() {
-        let new = "\tlinux-vdso.so.1 (0x1)\n\tlibLLVM.so.22.1 => /usr/lib/llvm-22/lib/libLLVM.so.22.1 (0x2)\n";
+        let new =
+            "\tlinux-vdso.so.1 (0x1)\n\tlibLLVM.so.22.1 => /usr/lib/llvm-22/lib/libLLVM.so.22.1 (0x2)\n";
         assert_eq!(linked_llvm(new), Some(22));
-        assert_eq!(linked_llvm("\tlibLLVM-14.so.1 => /lib/libLLVM-14.so.1 (0x2)\n"), Some(14));
+        assert_eq!(
+            linked_llvm("\tlibLLVM-14.so.1 => /lib/libLLVM-14.so.1 (0x2)\n"),
+            Some(14)
+        );
         assert_eq!(linked_llvm("\tlibLLVM.so.22.1 => not found\n"), None);
         assert_eq!(linked_llvm("\tstatically linked\n"), None);
     }

@@ -81,7 +81,10 @@ pub fn check(place: &Place, needs: &[Need]) -> Result<bool> {
     let missing = missing(&rows).count();
     match missing {
         0 => println!("{} of {} are there", rows.len(), rows.len()),
-        _ => println!("{missing} of {} missing: `cargo xtask setup` installs what can be installed", rows.len()),
+        _ => println!(
+            "{missing} of {} missing: `cargo xtask setup` installs what can be installed",
+            rows.len()
+        ),
     }
     Ok(missing == 0)
 }
@@ -91,11 +94,18 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<Tools> {
     let start = Instant::now();
     let mut rows = survey(place, needs)?;
     if missing(&rows).next().is_none() {
-        println!("setup: all {} things are there ({})", rows.len(), cmd::elapsed(start.elapsed()));
+        println!(
+            "setup: all {} things are there ({})",
+            rows.len(),
+            cmd::elapsed(start.elapsed())
+        );
         return tools(place, needs);
     }
     if cmd::which("apt-get").is_none() {
-        bail!("setup installs with apt-get, which is not here. What is missing:\n{}", render_missing(&rows));
+        bail!(
+            "setup installs with apt-get, which is not here. What is missing:\n{}",
+            render_missing(&rows)
+        );
     }
     if missing(&rows).any(|row| row.fix != Fix::Criu) {
         // What apt offers decides some rows (the compiler for eBPF): its lists must be fresh.
@@ -106,13 +116,22 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<Tools> {
         println!("setup: {} is missing ({}): {}", row.name, said(row), row.why);
     }
     let names: BTreeSet<String> = missing(&rows)
-        .filter_map(|row| if let Fix::Packages(names) = &row.fix { Some(names.clone()) } else { None })
+        .filter_map(|row| {
+            if let Fix::Packages(names) = &row.fix {
+                Some(names.clone())
+            } else {
+                None
+            }
+        })
         .flatten()
         .collect();
     if !names.is_empty() {
         let names: Vec<String> = names.into_iter().collect();
         apt::install(&names)?;
-        let units = PACKAGES.iter().filter(|p| names.iter().any(|n| n == p.name)).filter_map(|p| p.unit);
+        let units = PACKAGES
+            .iter()
+            .filter(|p| names.iter().any(|n| n == p.name))
+            .filter_map(|p| p.unit);
         apt::disable_services(&units.collect::<Vec<_>>())?;
     }
     for row in missing(&rows) {
@@ -129,13 +148,21 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<Tools> {
     if missing(&rows).next().is_some() {
         bail!("still missing after setup:\n{}", render_missing(&rows));
     }
-    println!("setup: all {} things are there now ({})", rows.len(), cmd::elapsed(start.elapsed()));
+    println!(
+        "setup: all {} things are there now ({})",
+        rows.len(),
+        cmd::elapsed(start.elapsed())
+    );
     tools(place, needs)
 }
 
 fn install_linker(place: &Place, llvm: u32) -> Result<()> {
-    println!("    building bpf-linker {} with LLVM {llvm} (about a minute)", ebpf::LINKER_VERSION);
-    std::fs::create_dir_all(&place.tools).with_context(|| format!("cannot make {}", place.tools.display()))?;
+    println!(
+        "    building bpf-linker {} with LLVM {llvm} (about a minute)",
+        ebpf::LINKER_VERSION
+    );
+    std::fs::create_dir_all(&place.tools)
+        .with_context(|| format!("cannot make {}", place.tools.display()))?;
     cmd::run(&mut ebpf::install_linker(place, llvm))
 }
 
@@ -149,11 +176,17 @@ fn tools(place: &Place, needs: &[Need]) -> Result<Tools> {
     if needs_criu(needs) && criu.is_none() {
         bail!("no working CRIU: run `cargo xtask setup`");
     }
-    Ok(Tools { compiler, linker, criu })
+    Ok(Tools {
+        compiler,
+        linker,
+        criu,
+    })
 }
 
 fn needs_criu(needs: &[Need]) -> bool {
-    needs.iter().any(|n| matches!(n, Need::Test | Need::Demo | Need::Bench))
+    needs
+        .iter()
+        .any(|n| matches!(n, Need::Test | Need::Demo | Need::Bench))
 }
 
 /// Looks at everything that is needed. Changes nothing.
@@ -165,7 +198,10 @@ fn survey(place: &Place, needs: &[Need]) -> Result<Vec<Row>> {
         .map(|package| Row {
             name: package.name.to_owned(),
             why: package.why.to_owned(),
-            state: installed.get(package.name).cloned().ok_or_else(|| "not installed".to_owned()),
+            state: installed
+                .get(package.name)
+                .cloned()
+                .ok_or_else(|| "not installed".to_owned()),
             mend: apt::install_command(&[package.name.to_owned()]),
             fix: Fix::Packages(vec![package.name.to_owned()]),
         })
@@ -173,11 +209,24 @@ fn survey(place: &Place, needs: &[Need]) -> Result<Vec<Row>> {
     rows.extend(ebpf_rows(place));
     if needs_criu(needs) {
         let (state, mend) = match criu::known(place)? {
-            Known::Works(criu) => (Ok(format!("{} at {}, tried on this kernel", criu.version, criu.path.display())), ""),
+            Known::Works(criu) => (
+                Ok(format!(
+                    "{} at {}, tried on this kernel",
+                    criu.version,
+                    criu.path.display()
+                )),
+                "",
+            ),
             Known::Nothing(reason) => (Err(reason), "cargo xtask setup"),
         };
         let why = "saves and restores processes; one that works on this kernel".to_owned();
-        rows.push(Row { name: "CRIU".into(), why, state, mend: mend.into(), fix: Fix::Criu });
+        rows.push(Row {
+            name: "CRIU".into(),
+            why,
+            state,
+            mend: mend.into(),
+            fix: Fix::Criu,
+        });
     }
     Ok(rows)
 }
@@ -190,12 +239,21 @@ fn ebpf_rows(place: &Place) -> Vec<Row> {
         mend,
         fix,
     };
-    let (compiler_name, compiler_why) = ("eBPF compiler", "rustc with its source: core is built for bpfel-unknown-none");
+    let (compiler_name, compiler_why) = (
+        "eBPF compiler",
+        "rustc with its source: core is built for bpfel-unknown-none",
+    );
     let compiler = match ebpf::compiler(place) {
         Ok(compiler) => compiler,
         Err(reason) => {
             let mend = format!("{}apt-get update && cargo xtask setup", cmd::sudo_prefix());
-            return vec![row(compiler_name, compiler_why, Err(format!("{reason:#}")), mend, Fix::Nothing)];
+            return vec![row(
+                compiler_name,
+                compiler_why,
+                Err(format!("{reason:#}")),
+                mend,
+                Fix::Nothing,
+            )];
         }
     };
     let missing = match &compiler.provider {
@@ -208,23 +266,43 @@ fn ebpf_rows(place: &Place) -> Vec<Row> {
         Err(format!("to be installed: {}", compiler.about))
     };
     let mend = apt::install_command(&missing);
-    let mut rows = vec![row(compiler_name, compiler_why, state, mend, Fix::Packages(missing))];
+    let mut rows = vec![row(
+        compiler_name,
+        compiler_why,
+        state,
+        mend,
+        Fix::Packages(missing),
+    )];
 
     let llvm = compiler.llvm;
     let linker = ebpf::linker(place, llvm);
     if linker.is_none() {
         let name = ebpf::dev_package(llvm);
         let names = vec![name.clone()];
-        let state = apt::installed(&[name.clone()].into()).remove(&name).ok_or_else(|| "not installed".to_owned());
+        let state = apt::installed(&[name.clone()].into())
+            .remove(&name)
+            .ok_or_else(|| "not installed".to_owned());
         let mend = apt::install_command(&names);
-        rows.push(row(&name, "bpf-linker is built with the compiler's LLVM", state, mend, Fix::Packages(names)));
+        rows.push(row(
+            &name,
+            "bpf-linker is built with the compiler's LLVM",
+            state,
+            mend,
+            Fix::Packages(names),
+        ));
     }
     let state = match linker {
         Some(file) => Ok(format!("{} with LLVM {llvm}", file.display())),
         None => Err(format!("none with LLVM {llvm}")),
     };
     let mend = ebpf::install_linker_command(place, llvm);
-    rows.push(row("bpf-linker", "links the eBPF programs into the object that the agent loads", state, mend, Fix::Linker(llvm)));
+    rows.push(row(
+        "bpf-linker",
+        "links the eBPF programs into the object that the agent loads",
+        state,
+        mend,
+        Fix::Linker(llvm),
+    ));
     rows
 }
 
@@ -254,7 +332,17 @@ fn render(rows: &[Row]) -> String {
 }
 
 fn render_missing(rows: &[Row]) -> String {
-    missing(rows).map(|row| format!("  {} ({}): {}\n    mend: {}\n", row.name, said(row), row.why, row.mend)).collect()
+    missing(rows)
+        .map(|row| {
+            format!(
+                "  {} ({}): {}\n    mend: {}\n",
+                row.name,
+                said(row),
+                row.why,
+                row.mend
+            )
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -269,7 +357,10 @@ mod tests {
             mend: "apt-get install x".into(),
             fix: Fix::Nothing,
         };
-        vec![row("nginx", Ok("1.22".to_owned())), row("redis-server", Err("not installed".to_owned()))]
+        vec![
+            row("nginx", Ok("1.22".to_owned())),
+            row("redis-server", Err("not installed".to_owned())),
+        ]
     }
 
     #[test]
@@ -279,13 +370,23 @@ mod tests {
         assert!(text.contains("MISSING  redis-server  not installed\n"), "{text}");
         assert_eq!(text.matches("mend: apt-get install x").count(), 1);
         let text = render_missing(&rows());
-        assert!(text.starts_with("  redis-server (not installed): a test app\n"), "{text}");
+        assert!(
+            text.starts_with("  redis-server (not installed): a test app\n"),
+            "{text}"
+        );
     }
 
     #[test]
     fn the_build_alone_asks_for_no_app_and_no_criu() {
-        let for_build: Vec<_> = PACKAGES.iter().filter(|p| p.needed_for(&[Need::Build])).map(|p| p.name).collect();
-        assert!(for_build.contains(&"libclang-dev") && !for_build.contains(&"nginx"), "{for_build:?}");
+        let for_build: Vec<_> = PACKAGES
+            .iter()
+            .filter(|p| p.needed_for(&[Need::Build]))
+            .map(|p| p.name)
+            .collect();
+        assert!(
+            for_build.contains(&"libclang-dev") && !for_build.contains(&"nginx"),
+            "{for_build:?}"
+        );
         assert!(!needs_criu(&[Need::Build]) && needs_criu(&Need::ALL));
     }
 }

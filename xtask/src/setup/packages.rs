@@ -26,18 +26,32 @@ const BUILD: &[Need] = &[Need::Build];
 const RUN: &[Need] = &[Need::Test, Need::Demo, Need::Bench];
 
 const fn package(name: &'static str, why: &'static str, needs: &'static [Need]) -> Package {
-    Package { name, why, unit: None, needs }
+    Package {
+        name,
+        why,
+        unit: None,
+        needs,
+    }
 }
 
 const fn service(name: &'static str, why: &'static str, unit: &'static str) -> Package {
-    Package { name, why, unit: Some(unit), needs: RUN }
+    Package {
+        name,
+        why,
+        unit: Some(unit),
+        needs: RUN,
+    }
 }
 
 /// All of them.
 pub const PACKAGES: &[Package] = &[
     package("gcc", "links Rust programs, builds the C parts of crates", BUILD),
     package("libc6-dev", "the C library's headers and start files", BUILD),
-    package("libclang-dev", "reads the kernel's userfaultfd header (bindgen)", BUILD),
+    package(
+        "libclang-dev",
+        "reads the kernel's userfaultfd header (bindgen)",
+        BUILD,
+    ),
     package("ca-certificates", "cargo fetches crates over TLS", BUILD),
     service("nginx", "an app: static site", "nginx.service"),
     service("redis-server", "an app: 60 MB of keys", "redis-server.service"),
@@ -49,5 +63,9 @@ pub const PACKAGES: &[Package] = &[
     package("nftables", "published ports", RUN),
     package("procps", "shows processes and kernel settings", RUN),
     package("util-linux", "namespaces for trying CRIU (unshare, setsid)", RUN),
-    package("debootstrap", "makes a fresh Debian to prove the README in", &[Need::Fresh]),
+    package(
+        "debootstrap",
+        "makes a fresh Debian to prove the README in",
+        &[Need::Fresh],
+    ),
 ];

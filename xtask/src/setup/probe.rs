@@ -5,6 +5,7 @@
 //! Runs in three processes of this program: `run` (any user) starts the hidden command `criu-probe`
 //! as root inside new namespaces, and that one starts `probe-server`.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,7 +26,12 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// The server's memory. All of it is read for each answer.
 const SERVER_BYTES: usize = 8 << 20;
 /// The options that the agent gives to CRIU as well: connections are kept, nobody locks the network.
-const COMMON: [&str; 4] = ["--tcp-established", "--network-lock", "skip", "--manage-cgroups=ignore"];
+const COMMON: [&str; 4] = [
+    "--tcp-established",
+    "--network-lock",
+    "skip",
+    "--manage-cgroups=ignore",
+];
 
 /// Inside the new namespaces: CRIU's cache of what the kernel can do goes to this /run, not the
 /// host's; the loopback device must be switched on; and what our caller left open must be closed,
@@ -44,7 +50,18 @@ exec "$@"
 pub fn run(criu: &[String]) -> Result<()> {
     let me = std::env::current_exe().context("cannot find this program")?;
     let mut cmd = cmd::as_root("unshare", &[])?;
-    cmd.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", ENTER, "bash"]);
+    cmd.args([
+        "--mount",
+        "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "bash",
+        "-c",
+        ENTER,
+        "bash",
+    ]);
     cmd.arg(me).arg("criu-probe").args(criu);
     cmd::output(&mut cmd).map(drop)
 }
@@ -72,16 +89,30 @@ pub fn inside(criu: &[String]) -> Result<()> {
     // It closes the descriptor, after one byte, when it is ready to serve.
     let mut ready = [0; 1];
     let status = pages.stdout.take().context("no pipe to `criu lazy-pages`")?;
-    ensure!(BufReader::new(status).read(&mut ready)? == 1, "lazy-pages: {}", log_of(&images.0, "lazy-pages"));
+    ensure!(
+        BufReader::new(status).read(&mut ready)? == 1,
+        "lazy-pages: {}",
+        log_of(&images.0, "lazy-pages")
+    );
 
     let mut restore = step(criu, "restore", &images.0);
-    finish("restore", restore.args(["--lazy-pages", "--restore-detached"]), &images.0)?;
+    finish(
+        "restore",
+        restore.args(["--lazy-pages", "--restore-detached"]),
+        &images.0,
+    )?;
 
     for (wanted, connection) in [(2, &mut before), (3, &mut TcpStream::connect(address)?)] {
         let answer = ask(connection).with_context(|| {
-            format!("the restored server does not answer; lazy-pages: {}", log_of(&images.0, "lazy-pages"))
+            format!(
+                "the restored server does not answer; lazy-pages: {}",
+                log_of(&images.0, "lazy-pages")
+            )
         })?;
-        ensure!(answer == (wanted, sum), "the restored server's memory has changed: answer {answer:?}");
+        ensure!(
+            answer == (wanted, sum),
+            "the restored server's memory has changed: answer {answer:?}"
+        );
     }
     Ok(())
 }
@@ -90,11 +121,15 @@ pub fn inside(criu: &[String]) -> Result<()> {
 fn step(criu: &[String], action: &str, images: &Path) -> Command {
     let mut cmd = Command::new("timeout");
     cmd.args(["--kill-after=1", STEP_SECONDS]).args(criu).arg(action);
-    cmd.arg("--images-dir").arg(images).args(["-v2", "--log-file", &format!("{action}.log")]);
+    cmd.arg("--images-dir")
+        .arg(images)
+        .args(["-v2", "--log-file", &format!("{action}.log")]);
     if action != "lazy-pages" {
         cmd.args(COMMON);
     }
-    cmd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let stderr =
+        File::create(images.join(format!("{action}.stderr"))).map_or_else(|_| Stdio::null(), Stdio::from);
+    cmd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
     cmd
 }
 
@@ -106,18 +141,27 @@ fn finish(action: &str, cmd: &mut Command, images: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The errors in CRIU's log, the last few: some of the earlier ones do no harm.
+/// The errors in CRIU's log, the last few: some of the earlier ones do no harm. Without a log (an
+/// option it does not know), the first line that it wrote to standard error.
 fn log_of(images: &Path, action: &str) -> String {
-    let bytes = std::fs::read(images.join(format!("{action}.log"))).unwrap_or_default();
-    last_errors(&String::from_utf8_lossy(&bytes))
+    let read = |suffix: &str| {
+        let bytes = std::fs::read(images.join(format!("{action}.{suffix}"))).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    match (last_errors(&read("log")), read("stderr").lines().next()) {
+        (Some(errors), _) => errors,
+        (None, Some(line)) => line.to_owned(),
+        (None, None) => "it gives no reason".to_owned(),
+    }
 }
 
-fn last_errors(log: &str) -> String {
-    let errors: Vec<&str> = log.lines().filter_map(|l| l.find("Error").map(|at| l[at..].trim())).collect();
-    match &errors[errors.len().saturating_sub(3)..] {
-        [] => "it wrote no error to its log".to_owned(),
-        last => last.join("; "),
-    }
+fn last_errors(log: &str) -> Option<String> {
+    let errors: Vec<&str> = log
+        .lines()
+        .filter_map(|l| l.find("Error").map(|at| l[at..].trim()))
+        .collect();
+    let last = &errors[errors.len().saturating_sub(3)..];
+    (!last.is_empty()).then(|| last.join("; "))
 }
 
 /// Starts the server in a session of its own, as CRIU wants it, with the listening socket as its
@@ -125,7 +169,10 @@ fn last_errors(log: &str) -> String {
 fn start_server(listener: TcpListener) -> Result<Child> {
     let mut cmd = Command::new("setsid");
     cmd.arg(std::env::current_exe()?).arg("probe-server");
-    cmd.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::null()).env_clear();
+    cmd.stdin(OwnedFd::from(listener))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .env_clear();
     cmd.spawn().context("cannot start the probe's server")
 }
 
@@ -141,11 +188,15 @@ fn serve(listener: &TcpListener) -> Result<()> {
     for connection in listener.incoming() {
         let (connection, memory, count) = (connection?, Arc::clone(&memory), Arc::clone(&count));
         std::thread::spawn(move || {
-            let Ok(reader) = connection.try_clone() else { return };
+            let Ok(reader) = connection.try_clone() else {
+                return;
+            };
             let mut writer = connection;
             for _line in BufReader::new(reader).lines().map_while(|line| line.ok()) {
                 let number = count.fetch_add(1, Ordering::SeqCst) + 1;
-                let sum = memory.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+                let sum = memory.iter().fold(0u64, |sum, byte| {
+                    sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
+                });
                 if writer.write_all(format!("{number} {sum}\n").as_bytes()).is_err() {
                     return;
                 }
@@ -159,8 +210,13 @@ fn ask(connection: &mut TcpStream) -> Result<(u64, u64)> {
     connection.set_read_timeout(Some(ANSWER))?;
     connection.write_all(b"?\n")?;
     let mut line = String::new();
-    BufReader::new(connection).read_line(&mut line).context("no answer")?;
-    let (count, sum) = line.trim().split_once(' ').with_context(|| format!("answer {line:?}"))?;
+    BufReader::new(connection)
+        .read_line(&mut line)
+        .context("no answer")?;
+    let (count, sum) = line
+        .trim()
+        .split_once(' ')
+        .with_context(|| format!("answer {line:?}"))?;
     Ok((count.parse()?, sum.parse()?))
 }
 
@@ -188,8 +244,11 @@ mod tests {
     #[test]
     fn the_last_errors_of_a_log_are_kept() {
         let log = "(00.1) Error (a.c:1): one\n(00.2) fine\n(00.3) Error (b.c:2): two\nError (c.c:3): three\n(0) Error: 4\n";
-        assert_eq!(last_errors(log), "Error (b.c:2): two; Error (c.c:3): three; Error: 4");
-        assert_eq!(last_errors("all went well\n"), "it wrote no error to its log");
+        assert_eq!(
+            last_errors(log).as_deref(),
+            Some("Error (b.c:2): two; Error (c.c:3): three; Error: 4")
+        );
+        assert_eq!(last_errors("all went well\n"), None);
     }
 
     #[test]

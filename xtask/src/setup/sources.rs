@@ -42,17 +42,26 @@ pub fn parse_deb822(text: &str) -> Vec<Source> {
     for stanza in lines.split(|l| l.trim().is_empty()) {
         let field = |name: &str| -> Option<String> {
             let start = stanza.iter().position(|l| {
-                l.split_once(':').is_some_and(|(key, _)| key.eq_ignore_ascii_case(name)) && !l.starts_with([' ', '\t'])
+                l.split_once(':')
+                    .is_some_and(|(key, _)| key.eq_ignore_ascii_case(name))
+                    && !l.starts_with([' ', '\t'])
             })?;
             let mut value = stanza[start].split_once(':')?.1.trim().to_owned();
-            for line in stanza[start + 1..].iter().take_while(|l| l.starts_with([' ', '\t'])) {
+            for line in stanza[start + 1..]
+                .iter()
+                .take_while(|l| l.starts_with([' ', '\t']))
+            {
                 value.push('\n');
                 value.push_str(line);
             }
             Some(value)
         };
         let words = |name: &str| -> Vec<String> {
-            field(name).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+            field(name)
+                .unwrap_or_default()
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect()
         };
         let enabled = !field("Enabled").is_some_and(|v| ["no", "false", "0", "off"].contains(&v.as_str()));
         if enabled && words("Types").iter().any(|t| t == "deb") {
@@ -82,19 +91,31 @@ fn one_line(line: &str) -> Option<Source> {
     rest = rest.trim_start();
     if let Some(inner) = rest.strip_prefix('[') {
         let (options, after) = inner.split_once(']')?;
-        signed_by = options.split_whitespace().find_map(|o| o.strip_prefix("signed-by=")).map(|v| v.replace(',', " "));
+        signed_by = options
+            .split_whitespace()
+            .find_map(|o| o.strip_prefix("signed-by="))
+            .map(|v| v.replace(',', " "));
         rest = after;
     }
     let mut words = rest.split_whitespace().map(str::to_owned);
     let uri = words.next()?;
     let suite = words.next()?;
-    Some(Source { uris: vec![uri], suites: vec![suite], components: words.collect(), signed_by })
+    Some(Source {
+        uris: vec![uri],
+        suites: vec![suite],
+        components: words.collect(),
+        signed_by,
+    })
 }
 
 /// The distribution's archive among the host's sources, asked for another suite of `main`.
 pub fn with_suite(sources: &[Source], codename: &str, suite: &str) -> Option<Source> {
     let archive = sources.iter().find(|s| s.is_archive_of(codename))?;
-    Some(Source { suites: vec![suite.to_owned()], components: vec!["main".to_owned()], ..archive.clone() })
+    Some(Source {
+        suites: vec![suite.to_owned()],
+        components: vec!["main".to_owned()],
+        ..archive.clone()
+    })
 }
 
 /// The sources of one release: its suite, its updates and its security updates, `main` only.
@@ -104,7 +125,11 @@ pub fn of_release(sources: &[Source], codename: &str) -> Vec<Source> {
     for source in sources {
         let suites: Vec<String> = source.suites.iter().filter(|s| ours(s)).cloned().collect();
         if !suites.is_empty() && source.components.iter().any(|c| c == "main") {
-            kept.push(Source { suites, components: vec!["main".to_owned()], ..source.clone() });
+            kept.push(Source {
+                suites,
+                components: vec!["main".to_owned()],
+                ..source.clone()
+            });
         }
     }
     kept
@@ -157,7 +182,11 @@ Components: main
         let text = "Types: deb\nURIs: http://m.example/d\nSuites: trixie\nComponents: main\nSigned-By:\n \
                     -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n";
         let source = with_suite(&parse_deb822(text), "trixie", "unstable").unwrap();
-        assert!(source.stanza().ends_with("Signed-By: \n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n"));
+        assert!(
+            source
+                .stanza()
+                .ends_with("Signed-By: \n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n")
+        );
     }
 
     #[test]
