@@ -192,7 +192,7 @@ fn attempt(place: &Place, criu: &Criu, name: &Path) -> Result<Result<(), String>
     );
     let line =
         command_line(&criu.path).with_context(|| format!("{} cannot be started", criu.path.display()))?;
-    let failure = probe::run(&line).err().map(|e| last_line(&format!("{e:#}")));
+    let failure = probe::run(&line)?.err();
     println!("    {}", failure.as_deref().unwrap_or("it works"));
     let outcome = failure.clone().map_or(Ok(()), Err);
     record.add(Seen {
@@ -203,14 +203,6 @@ fn attempt(place: &Place, criu: &Criu, name: &Path) -> Result<Result<(), String>
     });
     record.save(place)?;
     Ok(outcome)
-}
-
-fn last_line(text: &str) -> String {
-    let line = text
-        .lines()
-        .rfind(|l| !l.trim().is_empty())
-        .unwrap_or("it failed without a word");
-    line.trim_start_matches("error: ").to_owned()
 }
 
 /// Makes sure that a working CRIU is there: tries those that are present, then the distribution's,

@@ -9,6 +9,8 @@ pub mod probe;
 pub mod sources;
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -59,6 +61,8 @@ enum Fix {
     Packages(Vec<String>),
     Linker(u32),
     Criu,
+    /// A component of the rustup toolchain.
+    Component(&'static str),
     /// A person has to do it.
     Nothing,
 }
@@ -107,7 +111,7 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<Tools> {
             render_missing(&rows)
         );
     }
-    if missing(&rows).any(|row| row.fix != Fix::Criu) {
+    if missing(&rows).any(|row| matches!(row.fix, Fix::Packages(_) | Fix::Linker(_) | Fix::Nothing)) {
         // What apt offers decides some rows (the compiler for eBPF): its lists must be fresh.
         apt::update()?;
         rows = survey(place, needs)?;
@@ -141,6 +145,7 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<Tools> {
                 let criu = criu::install(place)?;
                 println!("    CRIU {} at {}", criu.version, criu.path.display());
             }
+            Fix::Component(name) => cmd::run(Command::new("rustup").args(["component", "add", name]))?,
             Fix::Packages(_) | Fix::Nothing => {}
         }
     }
@@ -207,6 +212,9 @@ fn survey(place: &Place, needs: &[Need]) -> Result<Vec<Row>> {
         })
         .collect();
     rows.extend(ebpf_rows(place));
+    if needs.contains(&Need::Test) {
+        rows.extend(COMPONENTS.map(component_row));
+    }
     if needs_criu(needs) {
         let (state, mend) = match criu::known(place)? {
             Known::Works(criu) => (
@@ -229,6 +237,31 @@ fn survey(place: &Place, needs: &[Need]) -> Result<Vec<Row>> {
         });
     }
     Ok(rows)
+}
+
+/// What the tests call of the toolchain that a minimal rustup profile leaves out: the component,
+/// its program, and what for.
+const COMPONENTS: [(&str, &str, &str); 2] = [
+    ("rustfmt", "cargo-fmt", "the tests check the format"),
+    ("clippy", "cargo-clippy", "the tests lint"),
+];
+
+fn component_row((name, program, why): (&'static str, &str, &str)) -> Row {
+    // Beside cargo itself: rustup has its own program of this name for every toolchain.
+    let beside = std::env::var_os("CARGO").map(|cargo| Path::new(&cargo).with_file_name(program));
+    let found = beside.filter(|file| file.is_file()).or_else(|| {
+        let file = cmd::which(program)?;
+        (cmd::which("rustup").is_none() || std::env::var_os("CARGO").is_none()).then_some(file)
+    });
+    Row {
+        name: name.into(),
+        why: why.into(),
+        state: found
+            .map(|file| file.display().to_string())
+            .ok_or_else(|| "not installed".to_owned()),
+        mend: format!("rustup component add {name}"),
+        fix: Fix::Component(name),
+    }
 }
 
 fn ebpf_rows(place: &Place) -> Vec<Row> {

@@ -46,8 +46,12 @@ done
 exec "$@"
 "#;
 
-/// Tries a CRIU, given as a command line. The error says what did not work.
-pub fn run(criu: &[String]) -> Result<()> {
+/// What the process inside prints when CRIU works; anything else is why it does not.
+const WORKS: &str = "works";
+
+/// Tries a CRIU, given as a command line: the inner error says why it does not work, the outer one
+/// that it could not be tried (no root, no namespaces), which says nothing of CRIU.
+pub fn run(criu: &[String]) -> Result<Result<(), String>> {
     let me = std::env::current_exe().context("cannot find this program")?;
     let mut cmd = cmd::as_root("unshare", &[])?;
     cmd.args([
@@ -63,10 +67,15 @@ pub fn run(criu: &[String]) -> Result<()> {
         "bash",
     ]);
     cmd.arg(me).arg("criu-probe").args(criu);
-    cmd::output(&mut cmd).map(drop)
+    let verdict = cmd::output(&mut cmd).context("cannot try CRIU")?;
+    Ok(if verdict.trim() == WORKS {
+        Ok(())
+    } else {
+        Err(verdict.trim().to_owned())
+    })
 }
 
-/// The hidden command `criu-probe`: process 1 of the new namespaces.
+/// The hidden command `criu-probe`: process 1 of the new namespaces. Prints the verdict.
 pub fn inside(criu: &[String]) -> Result<()> {
     let images = Scratch::new()?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
@@ -75,38 +84,52 @@ pub fn inside(criu: &[String]) -> Result<()> {
     let mut before = TcpStream::connect(address).context("cannot connect to the probe's server")?;
     let (count, sum) = ask(&mut before)?;
     ensure!(count == 1, "the server's first answer was number {count}");
+    match dump_and_restore(criu, &images.0, &mut server, before, sum) {
+        Ok(()) => println!("{WORKS}"),
+        Err(reason) => println!("{reason:#}"),
+    }
+    Ok(())
+}
 
+/// Dumps the server, restores it, and asks it on the connection `before` and on a new one.
+fn dump_and_restore(
+    criu: &[String],
+    images: &Path,
+    server: &mut Child,
+    mut before: TcpStream,
+    sum: u64,
+) -> Result<()> {
+    let address = before.peer_addr()?;
     let pid = server.id().to_string();
-    let mut dump = step(criu, "dump", &images.0);
-    finish("dump", dump.args(["--tree", &pid]), &images.0)?;
+    finish("dump", step(criu, "dump", images).args(["--tree", &pid]), images)?;
     server.wait()?;
 
-    let mut pages = step(criu, "lazy-pages", &images.0)
+    let mut pages = step(criu, "lazy-pages", images)
         .args(["--status-fd", "1"])
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot run CRIU")?;
-    // It closes the descriptor, after one byte, when it is ready to serve.
-    let mut ready = [0; 1];
-    let status = pages.stdout.take().context("no pipe to `criu lazy-pages`")?;
+    // It writes one byte when it is ready to serve.
+    let mut status = pages.stdout.take().context("no pipe to `criu lazy-pages`")?;
     ensure!(
-        BufReader::new(status).read(&mut ready)? == 1,
-        "lazy-pages: {}",
-        log_of(&images.0, "lazy-pages")
+        status.read(&mut [0; 1])? == 1,
+        "criu lazy-pages: {}",
+        log_of(images, "lazy-pages")
     );
 
-    let mut restore = step(criu, "restore", &images.0);
+    let mut restore = step(criu, "restore", images);
     finish(
         "restore",
         restore.args(["--lazy-pages", "--restore-detached"]),
-        &images.0,
+        images,
     )?;
 
-    for (wanted, connection) in [(2, &mut before), (3, &mut TcpStream::connect(address)?)] {
+    let mut after = TcpStream::connect(address).context("the restored server does not listen")?;
+    for (wanted, connection) in [(2, &mut before), (3, &mut after)] {
         let answer = ask(connection).with_context(|| {
             format!(
                 "the restored server does not answer; lazy-pages: {}",
-                log_of(&images.0, "lazy-pages")
+                log_of(images, "lazy-pages")
             )
         })?;
         ensure!(
