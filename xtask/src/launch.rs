@@ -12,7 +12,7 @@ use crate::{build, cmd, test};
 
 /// Prepares, builds and becomes a program of the tests crate, as root.
 pub fn launch(place: &Place, need: Need, program: &str, release: bool, args: &[OsString]) -> Result<()> {
-    let tools = setup::setup(place, &[need])?;
+    let tools = setup::tools(place, &[need])?;
     build::build(place, &tools, release)?;
     let mut env = test::environment(place, &tools, release);
     for name in ["RUST_LOG", "RUST_BACKTRACE", "TERM", "NO_COLOR"] {

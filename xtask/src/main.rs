@@ -173,12 +173,12 @@ fn run(command: Cmd) -> Result<ExitCode> {
         }
         Cmd::Build { release } => {
             let place = Place::find()?;
-            let tools = setup::setup(&place, &[Need::Build])?;
+            let tools = setup::tools(&place, &[Need::Build])?;
             build::build(&place, &tools, release)?;
         }
         Cmd::Test { soak, filter } => {
             let place = Place::find()?;
-            let tools = setup::setup(&place, &[Need::Build, Need::Test])?;
+            let tools = setup::tools(&place, &[Need::Build, Need::Test])?;
             test::test(&place, &tools, &test::Options { soak, filter })?;
         }
         Cmd::Demo { keep, json } => {

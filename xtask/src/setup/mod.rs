@@ -94,7 +94,7 @@ pub fn check(place: &Place, needs: &[Need]) -> Result<bool> {
 }
 
 /// Installs what is missing, saying what and why; does nothing when nothing is.
-pub fn setup(place: &Place, needs: &[Need]) -> Result<Tools> {
+pub fn setup(place: &Place, needs: &[Need]) -> Result<()> {
     let start = Instant::now();
     let mut rows = survey(place, needs)?;
     if missing(&rows).next().is_none() {
@@ -103,7 +103,7 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<Tools> {
             rows.len(),
             cmd::elapsed(start.elapsed())
         );
-        return tools(place, needs);
+        return Ok(());
     }
     if cmd::which("apt-get").is_none() {
         bail!(
@@ -158,7 +158,7 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<Tools> {
         rows.len(),
         cmd::elapsed(start.elapsed())
     );
-    tools(place, needs)
+    Ok(())
 }
 
 fn install_linker(place: &Place, llvm: u32) -> Result<()> {
@@ -171,7 +171,9 @@ fn install_linker(place: &Place, llvm: u32) -> Result<()> {
     cmd::run(&mut ebpf::install_linker(place, llvm))
 }
 
-fn tools(place: &Place, needs: &[Need]) -> Result<Tools> {
+/// Sets up, then gives what the build and the programs need.
+pub fn tools(place: &Place, needs: &[Need]) -> Result<Tools> {
+    setup(place, needs)?;
     let compiler = ebpf::compiler(place)?;
     let linker = ebpf::linker(place, compiler.llvm).context("bpf-linker is missing")?;
     let criu = match criu::known(place)? {
@@ -186,6 +188,11 @@ fn tools(place: &Place, needs: &[Need]) -> Result<Tools> {
         linker,
         criu,
     })
+}
+
+/// Everything begins with a build, except the proof on a fresh machine: that one builds there.
+fn needs_build(needs: &[Need]) -> bool {
+    needs.iter().any(|n| *n != Need::Fresh)
 }
 
 fn needs_criu(needs: &[Need]) -> bool {
@@ -211,7 +218,9 @@ fn survey(place: &Place, needs: &[Need]) -> Result<Vec<Row>> {
             fix: Fix::Packages(vec![package.name.to_owned()]),
         })
         .collect();
-    rows.extend(ebpf_rows(place));
+    if needs_build(needs) {
+        rows.extend(ebpf_rows(place));
+    }
     if needs.contains(&Need::Test) {
         rows.extend(COMPONENTS.map(component_row));
     }

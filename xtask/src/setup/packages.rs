@@ -15,9 +15,11 @@ pub struct Package {
 }
 
 impl Package {
-    /// Whether one of these needs it. The build is part of each.
+    /// Whether one of these needs it.
     pub fn needed_for(&self, needs: &[Need]) -> bool {
-        self.needs.iter().any(|n| *n == Need::Build || needs.contains(n))
+        let wanted =
+            |need: &Need| needs.contains(need) || (*need == Need::Build && super::needs_build(needs));
+        self.needs.iter().any(wanted)
     }
 }
 
