@@ -53,9 +53,13 @@ pub fn sudo_prefix() -> &'static str {
     if is_root() { "" } else { "sudo " }
 }
 
-/// The command as one would type it.
+/// The command as one would type it: a program that cargo gave us the path of by its name alone.
 pub fn display(cmd: &Command) -> String {
-    let mut text = quoted(cmd.get_program());
+    let program = cmd.get_program();
+    let mut text = match std::env::var_os("CARGO") {
+        Some(cargo) if cargo == program => "cargo".to_owned(),
+        _ => quoted(program),
+    };
     for arg in cmd.get_args() {
         let _ = write!(text, " {}", quoted(arg));
     }

@@ -247,7 +247,9 @@ fn stream(cmd: &mut Command, label: &str, sum: &mut Sum, lines: &mut Vec<String>
         writeln!(stdout, "{line}")?;
         if let Some(closing) = parse_closing(&line) {
             sum.add(&closing);
-            lines.push(format!("{label}: {line}"));
+            if closing != Sum::default() {
+                lines.push(format!("{label}: {line}"));
+            }
         }
     }
     let status = child.wait()?;
