@@ -20,6 +20,7 @@ finish() {
     if grep -qF " $DIR/" /proc/self/mountinfo; then
         echo "not removed, since something is mounted below it: $DIR"
     else
+        echo "fresh: removing $DIR"
         rm -rf --one-file-system "$DIR"
     fi
     diff <(echo "$before") <(traces) || echo "devices, cgroups or rules have changed on the host (< before, > after)"
@@ -37,6 +38,8 @@ unshare --mount debootstrap --variant=minbase --include=git,curl,ca-certificates
 # What an installed machine has: the release's sources, a name server, localhost, the host's trust.
 rm -f "$DIR/etc/apt/sources.list"
 cp "$WORK/debian.sources" "$DIR/etc/apt/sources.list.d/"
+# How this host reaches the mirror (a proxy; a snapshot whose lists are out of date).
+apt-config dump | grep -Ei '^Acquire::(Check-Valid-Until|Check-Date|https?::proxy)' >"$DIR/etc/apt/apt.conf.d/80host" || true
 cp -L /etc/resolv.conf "$DIR/etc/resolv.conf"
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$DIR/etc/hosts"
 mkdir -p "$DIR/usr/local/share/ca-certificates"
@@ -50,6 +53,8 @@ cp "$WORK/words.sh" "$DIR/root/words.sh"
 export DIR RUSTUP CARGO
 # Its own processes and mounts: when it ends, both are gone.
 unshare --mount --pid --fork --kill-child bash -euo pipefail -c '
+    # The root of a machine is a mount point: pivot_root and mount propagation ask for one.
+    mount --bind "$DIR" "$DIR"
     mount -t proc proc "$DIR/proc"
     mount --rbind /sys "$DIR/sys"
     mount --rbind /dev "$DIR/dev"
