@@ -1,0 +1,73 @@
+//! The Debian packages that are needed, for what, and why. Only a table: knows not how to install.
+
+use super::Need;
+
+/// One package.
+#[derive(Debug)]
+pub struct Package {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is for.
+    pub why: &'static str,
+    /// The service that it brings, which we never want to run by itself.
+    pub unit: Option<&'static str>,
+    needs: &'static [Need],
+}
+
+impl Package {
+    /// Whether one of these needs it.
+    pub fn needed_for(&self, needs: &[Need]) -> bool {
+        let wanted =
+            |need: &Need| needs.contains(need) || (*need == Need::Build && super::needs_build(needs));
+        self.needs.iter().any(wanted)
+    }
+}
+
+const BUILD: &[Need] = &[Need::Build];
+/// The apps, and what drives them.
+const RUN: &[Need] = &[Need::Test, Need::Demo, Need::Bench];
+
+const fn package(name: &'static str, why: &'static str, needs: &'static [Need]) -> Package {
+    Package {
+        name,
+        why,
+        unit: None,
+        needs,
+    }
+}
+
+const fn service(name: &'static str, why: &'static str, unit: &'static str) -> Package {
+    Package {
+        name,
+        why,
+        unit: Some(unit),
+        needs: RUN,
+    }
+}
+
+/// All of them.
+pub const PACKAGES: &[Package] = &[
+    package("gcc", "links Rust programs, builds the C parts of crates", BUILD),
+    package("libc6-dev", "the C library's headers and start files", BUILD),
+    package(
+        "libclang-dev",
+        "reads the kernel's userfaultfd header (bindgen)",
+        BUILD,
+    ),
+    package("ca-certificates", "cargo fetches crates over TLS", BUILD),
+    service("nginx", "an app: static site", "nginx.service"),
+    service("redis-server", "an app: 60 MB of keys", "redis-server.service"),
+    package("redis-tools", "fills and asks redis", RUN),
+    service("bind9", "an app: DNS over UDP and TCP", "named.service"),
+    package("bind9-dnsutils", "asks BIND (dig)", RUN),
+    package("curl", "asks nginx", RUN),
+    package("iproute2", "shows and makes links, routes, rules", RUN),
+    package("nftables", "published ports", RUN),
+    package("procps", "shows processes and kernel settings", RUN),
+    package("util-linux", "namespaces for trying CRIU (unshare, setsid)", RUN),
+    package(
+        "debootstrap",
+        "makes a fresh Debian to prove the README in",
+        &[Need::Fresh],
+    ),
+];
