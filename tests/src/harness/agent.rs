@@ -28,6 +28,7 @@ pub struct Show(pub Value);
 #[derive(Debug, Clone, serde::Deserialize)]
 pub struct LastWake {
     /// The state it woke from: `warm` or `cold`.
+    #[serde(alias = "from")]
     pub tier: String,
     /// What woke it: a port (`80/tcp`) or `command`.
     #[serde(default)]
@@ -35,6 +36,7 @@ pub struct LastWake {
     /// Bytes fetched from the store before the first response.
     pub fetched_bytes: u64,
     /// GETs sent to the store before the first response.
+    #[serde(alias = "store_gets")]
     pub s3_gets: u64,
     /// Page faults served.
     #[serde(default)]
@@ -43,7 +45,7 @@ pub struct LastWake {
     #[serde(default)]
     pub pages_installed: u64,
     /// Milliseconds by phase.
-    #[serde(default)]
+    #[serde(default, alias = "phases")]
     pub phases_ms: Value,
 }
 
@@ -69,6 +71,15 @@ impl Show {
     /// Why it is in that state, or why the last attempt to change it failed.
     pub fn reason(&self) -> &str {
         self.text("/reason")
+    }
+
+    /// What last went wrong with it: what was being done, and the reason.
+    pub fn last_failure(&self) -> String {
+        format!(
+            "{}: {}",
+            self.text("/last_failure/during"),
+            self.text("/last_failure/reason")
+        )
     }
 
     /// Pid of its first process on the host.

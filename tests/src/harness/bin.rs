@@ -6,31 +6,31 @@ use anyhow::{Context, Result, bail};
 
 /// The path of the built file `name` (`pico-agent`, `libpico_preload.so`, ...).
 ///
-/// Cargo puts test binaries into `target/debug/deps` and programs into `target/debug`: both are looked at.
+/// Cargo puts test binaries into `target/debug/deps` and programs into `target/debug`,
+/// with everything else.
 ///
 /// # Errors
-/// When it is in neither place; the message says how to build it.
+/// When it is not there; the message says how to build it.
 pub fn find(name: &str) -> Result<PathBuf> {
-    let places = places()?;
-    places
-        .iter()
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file())
-        .with_context(|| {
-            let places: Vec<_> = places.iter().map(|dir| dir.display().to_string()).collect();
-            format!(
-                "{name} is not in {}; try: cargo xtask build",
-                places.join(" nor ")
-            )
-        })
+    let path = place()?.join(name);
+    if !path.is_file() {
+        bail!("{} does not exist; try: cargo xtask build", path.display());
+    }
+    Ok(path)
 }
 
-fn places() -> Result<Vec<PathBuf>> {
+fn place() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("PICO_BIN_DIR") {
-        return Ok(vec![dir.into()]);
+        return Ok(dir.into());
     }
     let exe = std::env::current_exe().context("cannot find the running program")?;
-    Ok(exe.ancestors().skip(1).take(2).map(Path::to_path_buf).collect())
+    let dir = exe.parent().context("the running program is in no directory")?;
+    let dir = if dir.ends_with("deps") {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    };
+    Ok(dir.to_owned())
 }
 
 /// The path of a program of the system, looked for in `$PATH` and the usual `sbin` directories.

@@ -49,6 +49,12 @@ pub struct StoreConfig {
     pub bucket: String,
     /// Region, as signatures name it.
     pub region: String,
+    /// Key id, where there is no file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_key_id: Option<String>,
+    /// Secret key, where there is no file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_access_key: Option<String>,
     /// File written by `pico-hub store`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_file: Option<PathBuf>,
@@ -182,6 +188,8 @@ mod tests {
                 endpoint: "http://127.0.0.1:1".into(),
                 bucket: "pico".into(),
                 region: "us-east-1".into(),
+                access_key_id: None,
+                secret_access_key: None,
                 credentials_file: None,
             },
             apps: vec![AppConfig {

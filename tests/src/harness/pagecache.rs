@@ -93,7 +93,7 @@ mod tests {
         std::fs::write(&path, vec![1; 300_000])?;
         let resident = resident_bytes(&File::open(&path)?)?;
         assert!(resident >= 300_000, "{resident} bytes resident after writing");
-        assert_eq!(files(dir.path())?, [path.clone()]);
+        assert_eq!(files(dir.path())?, std::slice::from_ref(&path));
         assert_eq!(drop_files(std::slice::from_ref(&path))?, 0);
         assert_eq!(std::fs::read(&path)?.len(), 300_000);
         Ok(())

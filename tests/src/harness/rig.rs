@@ -16,7 +16,7 @@ use super::leftovers::Leftovers;
 use super::process::{await_exit, output, tail};
 use super::shaper::Shaper;
 use super::store::{BUCKET, Store};
-use super::{Agent, AgentConfig, AppConfig, net, procs, slot::Slot};
+use super::{Agent, AgentConfig, AppConfig, net, pagecache, procs, slot::Slot};
 
 /// What a scenario starts with.
 #[derive(Debug)]
@@ -116,50 +116,68 @@ impl Plan {
         self
     }
 
+    /// The configuration it would start with, for a store that is not there, and its directory.
+    pub fn config(mut self) -> (AgentConfig, TempDir) {
+        let store = StoreConfig {
+            endpoint: "http://127.0.0.1:9".into(),
+            bucket: BUCKET.into(),
+            region: "us-east-1".into(),
+            access_key_id: Some("test".into()),
+            secret_access_key: Some("test".into()),
+            credentials_file: None,
+        };
+        let config = self.agent_config(store);
+        (config, self.dir)
+    }
+
+    fn agent_config(&mut self, store: StoreConfig) -> AgentConfig {
+        let number = self.host_network.as_ref().map(Slot::number);
+        for (app, host) in self.apps.iter_mut().zip(10..) {
+            app.address
+                .get_or_insert(Ipv4Addr::new(10, 77, number.unwrap_or(0), host));
+        }
+        AgentConfig {
+            state_dir: self.dir.path().join("state"),
+            // Own process id and a counter: unique among all agents of this host.
+            instance: format!("{}{}", std::process::id(), sequence()),
+            criu: self.criu.clone(),
+            network: network(number),
+            store,
+            apps: std::mem::take(&mut self.apps),
+        }
+    }
+
     /// Starts everything.
     ///
     /// # Errors
     /// When a part does not come up; what was started is ended again.
-    pub fn start(self) -> Result<Rig> {
-        let dir = self.dir;
-        let number = self.host_network.as_ref().map(Slot::number);
-        if number.is_none() {
+    pub fn start(mut self) -> Result<Rig> {
+        if self.host_network.is_none() {
             net::enter_own_namespace()?;
         }
-        // Own process id and a counter: unique among all agents of this host.
-        let instance = format!("{}{}", std::process::id(), sequence());
-        let leftovers = Leftovers::before(&cgroup_root(&instance), dir.path().to_owned())?;
-        let store = Store::start(dir.path())?;
+        let store = Store::start(self.dir.path())?;
         let shaper = if self.shaped {
             Some(Shaper::start(store.address())?)
         } else {
             None
         };
         let endpoint = shaper.as_ref().map_or(store.address(), Shaper::address);
-        let mut config = AgentConfig {
-            state_dir: dir.path().join("state"),
-            instance,
-            criu: self.criu,
-            network: network(number),
-            store: StoreConfig {
-                endpoint: format!("http://{endpoint}"),
-                bucket: BUCKET.into(),
-                region: "us-east-1".into(),
-                credentials_file: Some(store.credentials_file()),
-            },
-            apps: self.apps,
-        };
-        for (app, host) in config.apps.iter_mut().zip(10..) {
-            app.address
-                .get_or_insert(Ipv4Addr::new(10, 77, number.unwrap_or(0), host));
-        }
-        let agent = Agent::start(config, dir.path())?;
+        let config = self.agent_config(StoreConfig {
+            endpoint: format!("http://{endpoint}"),
+            bucket: BUCKET.into(),
+            region: "us-east-1".into(),
+            access_key_id: None,
+            secret_access_key: None,
+            credentials_file: Some(store.credentials_file()),
+        });
+        let leftovers = Leftovers::before(&cgroup_root(&config.instance), self.dir.path().to_owned())?;
+        let agent = Agent::start(config, self.dir.path())?;
         let mut rig = Rig {
             agent,
             shaper,
             store,
             leftovers,
-            dir,
+            dir: self.dir,
             _slot: self.host_network,
         };
         rig.claim()?;
@@ -186,12 +204,65 @@ impl Rig {
         self.dir.path()
     }
 
+    /// Directory of all that is kept of an app on this host.
+    pub fn app_dir(&self, app: &str) -> PathBuf {
+        self.agent.config.state_dir.join("apps").join(app)
+    }
+
+    /// Drops a warm app's checkpoint from the page cache, as if it had slept for long.
+    ///
+    /// # Errors
+    /// When there is none, or some of it stays in memory.
+    pub fn drop_checkpoint_pages(&self, app: &str) -> Result<u64> {
+        let mut files = Vec::new();
+        for name in ["ckpt", "pages"] {
+            files.extend(pagecache::files(&self.app_dir(app).join(name))?);
+        }
+        let bytes = files
+            .iter()
+            .filter_map(|file| Some(file.metadata().ok()?.len()))
+            .sum();
+        let resident = pagecache::drop_files(&files)?;
+        if resident > 0 {
+            bail!("{resident} bytes of {app}'s checkpoint stay in memory");
+        }
+        Ok(bytes)
+    }
+
     /// The client of the [`TestApp`] called `name`.
     ///
     /// # Errors
     /// When there is no such app.
     pub fn test_app(&self, name: &str) -> Result<TestApp> {
         Ok(TestApp::at(self.v4(name)?))
+    }
+
+    /// The client of the [`TestApp`] called `name`, once it answers.
+    ///
+    /// # Errors
+    /// When it does not within 20 s.
+    pub fn ready(&self, name: &str) -> Result<TestApp> {
+        self.agent.wait_state(name, "hot")?;
+        let app = self.test_app(name)?;
+        super::within(Duration::from_secs(20), || app.ask("ping"))?;
+        Ok(app)
+    }
+
+    /// The parent of an app's first process: its shim.
+    ///
+    /// # Errors
+    /// When the app does not run.
+    pub fn shim_of(&self, app: &str) -> Result<u32> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.show(app)?.pid()?))?;
+        Ok(procs::field(&status, "PPid").context("no PPid")?.parse()?)
+    }
+
+    /// The processes of an app itself.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn processes(&self, app: &str) -> Result<Vec<procs::Process>> {
+        procs::in_cgroup(&self.agent.app_cgroup(app))
     }
 
     /// The IPv4 service address of an app.
@@ -302,6 +373,13 @@ impl Rig {
         }
         self.agent.clean_up()?;
         self.leftovers.after_except(self.store.pid())
+    }
+
+    /// Ends the scenario and leaves everything running, files included.
+    pub fn leave(mut self) {
+        self.dir.disable_cleanup(true);
+        // Nothing of it may be dropped: dropping is what takes it away.
+        std::mem::forget(self);
     }
 
     /// The ends of the logs, for error messages. `PICO_KEEP_LOGS=DIR` copies them whole.

@@ -34,6 +34,12 @@ impl Samples {
         self.push(time.as_secs_f64() * 1e3);
     }
 
+    /// Every measurement changed in the same way.
+    #[must_use]
+    pub fn map(&self, change: impl Fn(f64) -> f64) -> Self {
+        self.0.iter().copied().map(change).collect()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -66,6 +66,11 @@ impl RealApp for Bind {
         })
     }
 
+    /// Asks over TCP: a datagram that comes before the server would be lost, and waited for.
+    fn ready(&mut self, at: IpAddr) -> Result<()> {
+        self.request(at, Proto::Tcp).map(drop)
+    }
+
     fn request(&mut self, at: IpAddr, proto: Proto) -> Result<Duration> {
         address_of(at, proto, 1)
     }

@@ -42,7 +42,7 @@ impl std::fmt::Display for Proto {
 }
 
 /// What the demo and the benches need of an app.
-pub trait RealApp {
+pub trait RealApp: Send {
     /// Its name, also in tables.
     fn name(&self) -> &'static str;
 
@@ -57,6 +57,14 @@ pub trait RealApp {
     /// When the package is not installed or `dir` cannot be written.
     fn config(&self, dir: &Path) -> Result<AppConfig>;
 
+    /// Whether it answers at all, without its state.
+    ///
+    /// # Errors
+    /// When it does not, as during its start.
+    fn ready(&mut self, at: IpAddr) -> Result<()> {
+        self.request(at, self.protocols()[0]).map(drop)
+    }
+
     /// Fills it with its state, once, after its first start.
     ///
     /// # Errors
@@ -65,6 +73,9 @@ pub trait RealApp {
         let _ = at;
         Ok(())
     }
+
+    /// Forgets what the client knows of the app's state, before it is filled anew.
+    fn forget(&mut self) {}
 
     /// One whole request on a new connection: the time from its begin to the last byte of the answer, which
     /// is compared with what it must be.

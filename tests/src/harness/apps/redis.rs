@@ -91,6 +91,12 @@ impl RealApp for Redis {
         })
     }
 
+    fn ready(&mut self, at: IpAddr) -> Result<()> {
+        let mut client = Client::connect(at)?;
+        client.send(&[b"DBSIZE"])?;
+        client.reply().map(drop)
+    }
+
     fn fill(&mut self, at: IpAddr) -> Result<()> {
         let mut client = Client::connect(at)?;
         for batch in batches(self.keys) {
@@ -102,6 +108,10 @@ impl RealApp for Redis {
             }
         }
         Ok(())
+    }
+
+    fn forget(&mut self) {
+        self.counter = 0;
     }
 
     fn request(&mut self, at: IpAddr, _: Proto) -> Result<Duration> {

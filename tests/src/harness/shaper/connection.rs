@@ -214,7 +214,7 @@ fn reset(stream: &TcpStream) {
             libc::SOL_SOCKET,
             libc::SO_LINGER,
             (&raw const linger).cast(),
-            size_of::<libc::linger>() as libc::socklen_t,
+            libc::socklen_t::try_from(size_of::<libc::linger>()).unwrap_or(0),
         );
     }
 }
