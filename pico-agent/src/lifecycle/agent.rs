@@ -105,10 +105,10 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), AgentError>
     let records = records(&config)?;
     let (host, events) = open_host(&config, !records.is_empty()).await?;
     let agent = Arc::new(Agent::new(Arc::new(host), config, records)?);
-    tokio::spawn(dispatch(events, agent.clone()));
+    let stop = CancellationToken::new();
+    tokio::spawn(dispatch(events, agent.clone(), stop.clone()));
     tokio::spawn(count_faults(agent.clone()));
     let server = Server::bind(&agent.socket, Limits::default())?;
-    let stop = CancellationToken::new();
     let serving = tokio::spawn(server.serve(agent.clone(), stop.clone()));
     ready();
     tokio::select! {
@@ -222,14 +222,20 @@ fn is_mounted(dir: &Path) -> bool {
 }
 
 /// Takes packets that wait at the gate to the actors.
-async fn dispatch(mut events: mpsc::UnboundedReceiver<GateEvent>, agent: Arc<Agent>) {
+async fn dispatch(
+    mut events: mpsc::UnboundedReceiver<GateEvent>,
+    agent: Arc<Agent>,
+    stop: CancellationToken,
+) {
     while let Some(event) = events.recv().await {
         if let Some(app) = agent.apps.get(event.app.as_ref()) {
             // Fails only when the actor has ended, and then the host goes down.
             let _ = app.commands.send(Command::Packet(event.port));
         }
     }
-    tracing::error!("the gate's device is gone; sleeping apps cannot be woken by packets any more");
+    if !stop.is_cancelled() {
+        tracing::error!("the gate's device is gone; sleeping apps cannot be woken by packets any more");
+    }
 }
 
 /// Counts the page faults that eBPF sees.

@@ -8,6 +8,7 @@
 pub mod caps;
 pub mod cgroup;
 mod mask;
+pub mod net;
 pub mod process;
 pub mod rootfs;
 mod seccomp;
