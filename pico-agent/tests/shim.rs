@@ -1,5 +1,5 @@
 //! One shim and one real app, without an agent: start, dump, restore, fork while lazy, dump again.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -39,7 +39,12 @@ impl World {
         std::fs::write(&bound, "").unwrap();
         sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
         sh(&format!("mount --bind /run/netns/{name} {}", bound.display()));
-        World { tree: CgroupTree::open(&name).unwrap(), name, dir, run: 0 }
+        World {
+            tree: CgroupTree::open(&name).unwrap(),
+            name,
+            dir,
+            run: 0,
+        }
     }
 
     fn root(&self) -> RootSpec {
@@ -75,7 +80,11 @@ impl World {
             shim_cgroup,
             fault_timeout_s: 10,
         };
-        let log = std::fs::File::options().append(true).create(true).open(self.dir.join("shim.log")).unwrap();
+        let log = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.dir.join("shim.log"))
+            .unwrap();
         let shim = Path::new(env!("CARGO_BIN_EXE_pico-shim"));
         let (client, mut events) = ShimClient::spawn(shim, &config, log).await.unwrap();
         assert!(matches!(next(&mut events).await, Event::Hello { .. }));
@@ -117,7 +126,11 @@ impl Drop for World {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(self.dir.join("root")).status();
         let _ = self.tree.remove_all();
-        sh(&format!("umount {0}/kdat {0}/netns; ip netns del {1}", self.dir.display(), self.name));
+        sh(&format!(
+            "umount {0}/kdat {0}/netns; ip netns del {1}",
+            self.dir.display(),
+            self.name
+        ));
         if !std::thread::panicking() {
             let _ = std::fs::remove_dir_all(&self.dir);
         }
@@ -125,15 +138,31 @@ impl Drop for World {
 }
 
 fn sh(command: &str) {
-    assert!(Command::new("sh").args(["-c", command]).status().unwrap().success(), "{command}");
+    assert!(
+        Command::new("sh")
+            .args(["-c", command])
+            .status()
+            .unwrap()
+            .success(),
+        "{command}"
+    );
 }
 
 async fn next(events: &mut UnboundedReceiver<Event>) -> Event {
-    tokio::time::timeout(Duration::from_secs(60), events.recv()).await.unwrap().expect("the shim is gone")
+    tokio::time::timeout(Duration::from_secs(60), events.recv())
+        .await
+        .unwrap()
+        .expect("the shim is gone")
 }
 
 async fn dump(client: &ShimClient, events: &mut UnboundedReceiver<Event>, dir: PathBuf, generation: u64) {
-    client.send(&Request::Dump { checkpoint: dir, generation }).await.unwrap();
+    client
+        .send(&Request::Dump {
+            checkpoint: dir,
+            generation,
+        })
+        .await
+        .unwrap();
     match next(events).await {
         Event::DumpReady(summary) => println!("{summary:?}"),
         other => panic!("{other:?}"),
@@ -153,7 +182,19 @@ async fn a_restored_redis_has_every_key_after_three_partial_swaps() {
         root: root.clone(),
         netns: config.netns.clone(),
         cgroup: config.cgroup.clone(),
-        command: ["redis-server", "--enable-debug-command", "yes", "--save", "", "--port", "6379", "--dir", "/tmp"].map(str::to_owned).to_vec(),
+        command: [
+            "redis-server",
+            "--enable-debug-command",
+            "yes",
+            "--save",
+            "",
+            "--port",
+            "6379",
+            "--dir",
+            "/tmp",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         env: vec![],
         user: None,
         workdir: "/tmp".into(),
@@ -184,10 +225,21 @@ async fn a_restored_redis_has_every_key_after_three_partial_swaps() {
         if generation == 4 {
             for key in 0..100_000 {
                 if key % 1000 == 0 {
-                    assert!(world.redis(&format!("GET key:{key}")).starts_with("$400\r\nvalue:"), "{key}");
+                    assert!(
+                        world
+                            .redis(&format!("GET key:{key}"))
+                            .starts_with("$400\r\nvalue:"),
+                        "{key}"
+                    );
                 }
             }
         }
-        dump(&client, &mut events, world.dir.join(format!("ckpt/{generation}")), generation).await;
+        dump(
+            &client,
+            &mut events,
+            world.dir.join(format!("ckpt/{generation}")),
+            generation,
+        )
+        .await;
     }
 }

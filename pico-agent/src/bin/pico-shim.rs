@@ -7,13 +7,22 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+    let result = match arguments
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .as_slice()
+    {
         [] => {
             let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned();
-            stdin.map_err(anyhow::Error::from).and_then(|agent| Ok(pico_agent::shim::server::run(agent)?))
+            stdin
+                .map_err(anyhow::Error::from)
+                .and_then(|agent| Ok(pico_agent::shim::server::run(agent)?))
         }
         ["sandbox-init", report] => sandbox_init(report),
-        _ => Err(anyhow::anyhow!("pico-shim is started by pico-agent; see pico-agent --help")),
+        _ => Err(anyhow::anyhow!(
+            "pico-shim is started by pico-agent; see pico-agent --help"
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

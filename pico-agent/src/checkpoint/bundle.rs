@@ -30,6 +30,7 @@ const NAME_MAX: usize = 255;
 
 /// Most files one bundle holds.
 pub const FILES_MAX: u32 = 65_536;
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 const TABLE_MAX: u32 = FILES_MAX * (ENTRY_SIZE + 64) as u32;
 
 /// Why a bundle is not written or not read.

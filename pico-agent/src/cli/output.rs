@@ -354,9 +354,10 @@ mod tests {
                 wakes_cold: 2,
                 ..Counters::default()
             },
+            page_faults: 9,
             last_wake: Some(Wake {
                 at: Timestamp::from_micros(0),
-                from: Tier::Cold,
+                tier: Tier::Cold,
                 trigger: "80/tcp".to_owned(),
                 total_ms: 31.25,
                 phases: vec![
@@ -370,7 +371,9 @@ mod tests {
                     },
                 ],
                 fetched_bytes: 1 << 20,
-                store_gets: 4,
+                s3_gets: 4,
+                faults: 7,
+                pages_installed: 6,
             }),
             last_failure: None,
             last_exit: Some(AppExit {

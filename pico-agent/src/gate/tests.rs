@@ -172,7 +172,10 @@ fn count_at(target: SocketAddr, stop: Arc<AtomicBool>) -> impl FnOnce() -> Resul
         let mut sent = 0u64;
         while sent < 8_000 || !stop.load(Ordering::Relaxed) {
             for _ in 0..16 {
-                socket.send(&sent.to_be_bytes()).with_context(|| format!("sending {sent}")).inspect_err(|e| eprintln!("SENDER {e:?}"))?;
+                socket
+                    .send(&sent.to_be_bytes())
+                    .with_context(|| format!("sending {sent}"))
+                    .inspect_err(|e| eprintln!("SENDER {e:?}"))?;
                 sent += 1;
             }
             std::thread::sleep(Duration::from_micros(200));

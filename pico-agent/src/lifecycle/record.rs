@@ -339,7 +339,7 @@ mod tests {
         });
         record.last_wake = Some(Wake {
             at: Timestamp::from_micros(10),
-            from: Tier::Cold,
+            tier: Tier::Cold,
             trigger: "80/tcp".to_owned(),
             total_ms: 12.5,
             phases: vec![Phase {
@@ -347,7 +347,9 @@ mod tests {
                 ms: 3.25,
             }],
             fetched_bytes: 4096,
-            store_gets: 2,
+            s3_gets: 2,
+            faults: 7,
+            pages_installed: 6,
         });
         record
     }

@@ -24,7 +24,7 @@ use crate::store::{ETag, PageCache, Precondition, Store, StoreError};
 /// Newest page objects up to this size in all come with the first wave: they are what the last wake touched.
 const FIRST_PAGES_BYTES: u64 = 8 << 20;
 /// Ranges that one page object is fetched in.
-const RANGE_BYTES: u64 = 512 << 10;
+const RANGE_BYTES: usize = 512 << 10;
 
 /// Why a checkpoint could not be stored or fetched.
 #[derive(Debug, thiserror::Error)]
@@ -363,13 +363,12 @@ impl Remote {
 
     /// A whole page object by parallel ranges.
     async fn fetch_whole(&self, page: &PageObject) -> Result<(ObjectId, Vec<Bytes>), TransferError> {
-        let ranges = (0..page.bytes).step_by(RANGE_BYTES as usize);
+        let ranges = (0..page.bytes).step_by(RANGE_BYTES);
         let parts = futures_util::future::try_join_all(ranges.map(|offset| async move {
-            let length = RANGE_BYTES.min(page.bytes - offset);
-            let bytes = self
-                .store
-                .get_range(&page.key, offset, usize::try_from(length).unwrap_or(0), None)
-                .await?;
+            let length = usize::try_from(page.bytes - offset)
+                .unwrap_or(RANGE_BYTES)
+                .min(RANGE_BYTES);
+            let bytes = self.store.get_range(&page.key, offset, length, None).await?;
             self.meter.count(bytes.len());
             Ok::<_, TransferError>(bytes)
         }));

@@ -229,7 +229,7 @@ struct Partial {
 
 impl PageFile {
     fn open(paths: Paths, bytes: u64) -> Result<Self> {
-        if bytes == 0 || bytes > OBJECT_MAX || bytes % PAGE != 0 {
+        if bytes == 0 || bytes > OBJECT_MAX || !bytes.is_multiple_of(PAGE) {
             return Err(CacheError::Length(paths.complete, bytes));
         }
         let complete = missing_is_none(fs::metadata(&paths.complete)).map_err(at(&paths.complete))?;
