@@ -1,6 +1,7 @@
 //! A sandbox of the same kind as the agent's, made with the host's tools, for the baselines: own pid, mount,
 //! uts and ipc namespace, a kept network namespace, an overlay over the host's root.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -169,6 +170,7 @@ impl Sandbox {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(File::create(self.path("sandbox.err"))?)
             .spawn()
             .context("cannot start the sandbox")?;
         let children = format!("/proc/{0}/task/{0}/children", child.id());
@@ -183,9 +185,13 @@ impl Sandbox {
         Ok(self)
     }
 
-    /// The end of the app's output.
+    /// The ends of what the tools and the app printed.
     pub fn log(&self) -> String {
-        tail(&self.path("upper/app.log"), 20)
+        format!(
+            "{}\n{}",
+            tail(&self.path("sandbox.err"), 5),
+            tail(&self.path("upper/app.log"), 20)
+        )
     }
 
     /// `criu dump`: the app is gone afterwards.
