@@ -137,6 +137,8 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<()> {
             .filter(|p| names.iter().any(|n| n == p.name))
             .filter_map(|p| p.unit);
         apt::disable_services(&units.collect::<Vec<_>>())?;
+        // A bpf-linker from before may have missed nothing but its LLVM.
+        rows = survey(place, needs)?;
     }
     for row in missing(&rows) {
         match row.fix {
