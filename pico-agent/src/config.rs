@@ -1,1 +1,493 @@
-//! To be written.
+//! agent.toml: what may be written there, its defaults, and what is wrong with a file. Knows file names and
+//! texts; starts nothing and changes nothing. Checks that need the host's files are in [`check`], where a
+//! command is looked up in a root file system in [`rootfs`].
+
+pub mod check;
+mod problem;
+pub mod rootfs;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::addresses::{Ipv4Net, Ipv6Net};
+use crate::port::Port;
+use crate::units::{Size, Wait};
+
+pub use problem::{ConfigError, Problem};
+use problem::{section_problem, syntax_problem};
+
+/// Where the agent looks for its configuration when it is told nothing.
+pub const DEFAULT_PATH: &str = "/etc/pico/agent.toml";
+/// Where the agent keeps its state when it is told nothing.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/pico";
+
+/// The whole of agent.toml, with defaults filled in and relative paths resolved against its directory.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from, which no app may see.
+    pub file: Option<PathBuf>,
+    /// Where apps, checkpoints, logs and the control socket live. Absolute.
+    pub state_dir: PathBuf,
+    /// Tells several agents on one host apart (cgroup root `pico-INSTANCE`); empty for the only one.
+    pub instance: String,
+    /// The `pico-shim` binary; `None`: next to the running `pico-agent`.
+    pub shim: Option<PathBuf>,
+    /// A CRIU binary, or a private root directory that holds one; `None`: looked for.
+    pub criu: Option<PathBuf>,
+    /// Service subnets and the gate's names.
+    pub network: Network,
+    /// Object storage; `None`: apps sleep on this host's disk only and never go cold.
+    pub store: Option<StoreSection>,
+    /// The apps, in the order of the file.
+    pub apps: Vec<AppConfig>,
+}
+
+/// `[network]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Name of the gate's TUN device.
+    pub tun: String,
+    /// IPv4 service subnet.
+    pub v4: Ipv4Net,
+    /// IPv6 service subnet.
+    pub v6: Ipv6Net,
+    /// Number of the routing table that leads what the gate writes to the apps.
+    pub table: u32,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Network {
+            tun: "pico0".to_owned(),
+            v4: Ipv4Net {
+                address: Ipv4Addr::new(10, 77, 0, 0),
+                prefix: 16,
+            },
+            v6: Ipv6Net {
+                address: [0xfd77, 0x7069, 0x636f, 0, 0, 0, 0, 0].into(),
+                prefix: 64,
+            },
+            table: 7769,
+        }
+    }
+}
+
+/// A text that must not reach a log: it prints as `***`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreSection {
+    /// URL of an S3 server; `None`: the region's own AWS endpoint, or the one in `credentials_file`.
+    pub endpoint: Option<String>,
+    /// Bucket name.
+    pub bucket: String,
+    /// Region; most servers other than AWS take any.
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// Put before every object key, with a slash between; without slashes at its ends.
+    #[serde(default)]
+    pub prefix: String,
+    /// Whether to make the bucket if there is none; `None`: yes where an endpoint is given, no at AWS.
+    pub create_bucket: Option<bool>,
+    /// Key id, together with `secret_access_key`.
+    pub access_key_id: Option<String>,
+    /// Secret key, together with `access_key_id`.
+    pub secret_access_key: Option<Secret>,
+    /// The file that `pico-hub store` writes: JSON with access_key_id, secret_access_key, endpoint.
+    pub credentials_file: Option<PathBuf>,
+}
+
+fn default_region() -> String {
+    "us-east-1".to_owned()
+}
+
+/// Which files an app sees below its own writable layer.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum Root {
+    /// The host's own root, read-only, with what is private to the host hidden.
+    Host,
+    /// A directory.
+    Dir(PathBuf),
+}
+
+impl From<String> for Root {
+    fn from(text: String) -> Self {
+        if text == "host" {
+            Root::Host
+        } else {
+            Root::Dir(text.into())
+        }
+    }
+}
+
+impl Root {
+    /// The directory that becomes the lowest layer.
+    pub fn path(&self) -> &Path {
+        match self {
+            Root::Host => Path::new("/"),
+            Root::Dir(path) => path,
+        }
+    }
+}
+
+/// When an app whose process ended by itself is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Whatever its exit status.
+    Always,
+    /// After a status other than 0, or a signal.
+    #[default]
+    OnFailure,
+    /// Not.
+    Never,
+}
+
+/// What an app does whose process was lost while it was hot (host crash, shim killed).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AfterCrash {
+    /// Goes on from its last checkpoint: what it did since is lost.
+    #[default]
+    Checkpoint,
+    /// Starts anew on its files as they are.
+    Fresh,
+}
+
+/// `[app.sandbox]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxSection {
+    /// Capabilities (`CAP_NET_RAW`) in addition to those that every app has.
+    pub capabilities: Vec<String>,
+    /// Whether programs that are set-user-ID gain nothing by it.
+    pub no_new_privs: bool,
+    /// Whether system calls that no app needs are refused.
+    pub seccomp: bool,
+}
+
+impl Default for SandboxSection {
+    fn default() -> Self {
+        SandboxSection {
+            capabilities: Vec::new(),
+            no_new_privs: true,
+            seccomp: true,
+        }
+    }
+}
+
+/// `[[app]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AppConfig {
+    /// A DNS label: lower-case letters, digits and inner hyphens, at most 63.
+    pub name: String,
+    /// Its files.
+    pub root: Root,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Published ports.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+    /// IPv4 service address; `None`: allocated once and kept.
+    pub address: Option<Ipv4Addr>,
+    /// Environment, in addition to PATH, HOME and the like.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// User name or number inside the root, optionally `USER:GROUP`; `None`: root.
+    pub user: Option<String>,
+    /// Working directory inside the root.
+    #[serde(default = "default_workdir")]
+    pub workdir: PathBuf,
+    /// Host name inside; `None`: the app's name.
+    pub hostname: Option<String>,
+    /// Directory copied into the writable layer when the app is first made.
+    pub seed: Option<PathBuf>,
+    /// Memory limit.
+    pub memory: Option<Size>,
+    /// CPU limit in cores.
+    pub cpus: Option<f64>,
+    /// Limit on processes and threads.
+    pub pids: Option<u64>,
+    /// Asleep after this long without activity.
+    #[serde(default = "default_idle")]
+    pub idle: Wait,
+    /// From warm to cold after this long. [`Config::load`] makes it `never` where there is no store.
+    #[serde(default = "default_cold_after")]
+    pub cold_after: Wait,
+    /// When it is started again.
+    #[serde(default)]
+    pub restart: Restart,
+    /// What it does after its process was lost.
+    #[serde(default)]
+    pub after_crash: AfterCrash,
+    /// Isolation.
+    #[serde(default)]
+    pub sandbox: SandboxSection,
+}
+
+fn default_workdir() -> PathBuf {
+    "/".into()
+}
+
+fn default_idle() -> Wait {
+    Wait::secs(60)
+}
+
+fn default_cold_after() -> Wait {
+    Wait::secs(300)
+}
+
+impl AppConfig {
+    /// The host name inside the sandbox.
+    pub fn hostname(&self) -> &str {
+        self.hostname.as_deref().unwrap_or(&self.name)
+    }
+}
+
+impl Config {
+    /// Reads, completes and checks a configuration, with what can be seen of it on this host: its
+    /// directories and commands. Nothing is changed.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with every problem found and not only the first.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let base = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let invalid = |problems| ConfigError::Invalid {
+            path: path.to_owned(),
+            problems,
+        };
+        let mut config = Config::parse(&text, base.parent().unwrap_or(Path::new("/"))).map_err(invalid)?;
+        config.file = Some(base);
+        let problems = check::host(&config);
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(invalid(problems))
+        }
+    }
+
+    /// Reads and completes a configuration and checks everything that can be checked without looking at the
+    /// host. `base` is the directory that relative paths are relative to.
+    ///
+    /// # Errors
+    /// All problems found.
+    pub fn parse(text: &str, base: &Path) -> Result<Config, Vec<Problem>> {
+        let mut root: toml::Table =
+            toml::from_str(text).map_err(|error| vec![syntax_problem(text, &error)])?;
+        let mut problems = Vec::new();
+        let apps = root.remove("app");
+        let network = root.remove("network");
+        let store = root.remove("store");
+
+        let top: Top =
+            section(toml::Value::Table(root), "the file", TOP_TABLES, &mut problems).unwrap_or_default();
+        let network = network
+            .and_then(|table| section(table, "[network]", &[], &mut problems))
+            .unwrap_or_default();
+        let has_store = store.is_some();
+        let store: Option<StoreSection> =
+            store.and_then(|table| section(table, "[store]", &[], &mut problems));
+        let mut config = Config {
+            file: None,
+            state_dir: top.state_dir,
+            instance: top.instance,
+            shim: top.shim,
+            criu: top.criu,
+            network,
+            store,
+            apps: Vec::new(),
+        };
+        for (index, table) in app_tables(apps, &mut problems).into_iter().enumerate() {
+            config
+                .apps
+                .extend(app_section(table, index, has_store, &mut problems));
+        }
+        config.resolve(base);
+        problems.extend(check::shape(&config));
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// Only `state_dir` of a file, for commands that talk to a running agent and need nothing else of it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the file cannot be read or is no TOML.
+    pub fn state_dir_of(path: &Path) -> Result<PathBuf, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let root: toml::Table = toml::from_str(&text).map_err(|error| ConfigError::Invalid {
+            path: path.to_owned(),
+            problems: vec![syntax_problem(&text, &error)],
+        })?;
+        Ok(root
+            .get("state_dir")
+            .and_then(toml::Value::as_str)
+            .unwrap_or(DEFAULT_STATE_DIR)
+            .into())
+    }
+
+    /// The `pico-shim` to start.
+    pub fn shim(&self) -> PathBuf {
+        self.shim.clone().unwrap_or_else(|| beside_agent("pico-shim"))
+    }
+
+    /// Where CRIU may be, in the order in which it is looked for.
+    pub fn criu_candidates(&self) -> Vec<PathBuf> {
+        criu_candidates(self.criu.as_deref())
+    }
+
+    /// The control socket of the agent that runs with this configuration.
+    pub fn socket(&self) -> PathBuf {
+        self.state_dir.join("agent.sock")
+    }
+
+    fn resolve(&mut self, base: &Path) {
+        let resolve = |path: &mut PathBuf| *path = base.join(&*path);
+        self.shim.iter_mut().for_each(resolve);
+        self.criu.iter_mut().for_each(resolve);
+        self.store
+            .iter_mut()
+            .flat_map(|store| &mut store.credentials_file)
+            .for_each(resolve);
+        for app in &mut self.apps {
+            app.seed.iter_mut().for_each(resolve);
+            if let Root::Dir(path) = &mut app.root {
+                resolve(path);
+            }
+        }
+    }
+}
+
+/// A file that is installed in the directory of the running program.
+pub fn beside_agent(name: &str) -> PathBuf {
+    std::env::current_exe().unwrap_or_default().with_file_name(name)
+}
+
+/// Where CRIU may be: the configured path alone, else `$PICO_CRIU` alone, else what `cargo xtask setup` fetched,
+/// then the distribution's. Each is a program, or the root directory of a private copy.
+pub fn criu_candidates(configured: Option<&Path>) -> Vec<PathBuf> {
+    let env = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(path) = configured.map(Path::to_owned).or_else(|| env("PICO_CRIU")) {
+        return vec![path];
+    }
+    let tools = env("PICO_TOOLS")
+        .or_else(|| Some(env("XDG_CACHE_HOME")?.join("pico-tools")))
+        .or_else(|| Some(env("HOME")?.join(".cache/pico-tools")));
+    let mut candidates: Vec<PathBuf> = tools.map(|tools| tools.join("criu")).into_iter().collect();
+    candidates.extend(["/usr/local/sbin/criu", "/usr/sbin/criu"].map(PathBuf::from));
+    candidates
+}
+
+/// What stands at the top of the file, outside of any table.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Top {
+    state_dir: PathBuf,
+    instance: String,
+    shim: Option<PathBuf>,
+    criu: Option<PathBuf>,
+}
+
+impl Default for Top {
+    fn default() -> Self {
+        Top {
+            state_dir: DEFAULT_STATE_DIR.into(),
+            instance: String::new(),
+            shim: None,
+            criu: None,
+        }
+    }
+}
+
+/// Tables that are taken out before the rest is read; suggestions should still know them.
+const TOP_TABLES: &[&str] = &["network", "store", "app"];
+
+fn app_tables(value: Option<toml::Value>, problems: &mut Vec<Problem>) -> Vec<toml::Value> {
+    match value {
+        None => Vec::new(),
+        Some(toml::Value::Array(tables)) => tables,
+        Some(_) => {
+            problems.push(Problem::new(
+                "[app]",
+                "apps are a list",
+                "write [[app]] with two brackets",
+            ));
+            Vec::new()
+        }
+    }
+}
+
+fn app_section(
+    table: toml::Value,
+    index: usize,
+    has_store: bool,
+    problems: &mut Vec<Problem>,
+) -> Option<AppConfig> {
+    let place = match table.get("name").and_then(toml::Value::as_str) {
+        Some(name) => format!("app '{name}'"),
+        None => format!("[[app]] number {}", index + 1),
+    };
+    let wants_cold = table.get("cold_after").is_some();
+    let mut app: AppConfig = section(table, &place, &[], problems)?;
+    if !has_store {
+        if wants_cold && app.cold_after != Wait::Never {
+            problems.push(Problem::new(
+                format!("{place}, key 'cold_after'"),
+                "there is no [store] to keep a cold app in",
+                "add a [store] section, or set cold_after = \"never\"",
+            ));
+        }
+        app.cold_after = Wait::Never;
+    }
+    Some(app)
+}
+
+/// Reads one table into its type; what is wrong with it is told with the place and a remedy.
+fn section<T: DeserializeOwned>(
+    table: toml::Value,
+    place: &str,
+    more_keys: &[&str],
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    match table.try_into() {
+        Ok(section) => Some(section),
+        Err(error) => {
+            problems.push(section_problem(&error, place, more_keys));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

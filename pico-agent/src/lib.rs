@@ -1,15 +1,24 @@
 //! The Picocenter agent. ARCHITECTURE.md at the top of the repository is the map.
 
+pub mod address;
+pub mod addresses;
 pub mod checkpoint;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod criu;
 pub mod doctor;
 pub mod gate;
 pub mod lifecycle;
+pub mod logs;
+pub(crate) mod netlink;
+#[cfg(test)]
+mod nettest;
 pub mod pager;
 pub mod port;
 pub mod probes;
 pub mod sandbox;
 pub mod shim;
 pub mod store;
+pub(crate) mod sysctl;
+pub mod units;

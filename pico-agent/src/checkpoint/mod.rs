@@ -1,1 +1,4 @@
-//! To be written.
+//! What is saved of one app. Pure: bytes and numbers, no I/O.
+
+pub mod index;
+pub mod local;

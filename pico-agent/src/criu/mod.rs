@@ -1,1 +1,11 @@
-//! To be written.
+//! The only code that knows CRIU: how it is run, what it is told, and what its image files hold.
+//!
+//! * [`command`]: finding a CRIU that works and starting it
+//! * [`rpc`]: requests and answers of `criu swrk`
+//! * [`images`]: reading and changing image files after a dump and before a restore
+//! * [`wire`]: the protocol buffer wire format under both
+
+pub mod command;
+pub mod images;
+pub mod rpc;
+pub mod wire;

@@ -1,1 +1,474 @@
-//! To be written.
+//! Holds packets for apps that are not hot, and lets them go in order when they are.
+//!
+//! Owns the TUN device that the service subnets are routed to, the routes and the rule that send an app's packets
+//! to the TUN or to the app, and the queues of held packets. Knows nothing of processes, checkpoints, namespaces
+//! or why an app is hot. How the order is kept, and which kernel behaviour that leans on: kernel-notes/gate.md.
+//!
+//! Everything that reads or writes the TUN or changes a route does so with one lock held ([`Io`]), and on a
+//! blocking thread once it has begun: a future that is dropped half-way leaves no half-flipped route.
+
+mod forwarding;
+mod hold;
+mod packet;
+mod routes;
+#[cfg(test)]
+mod tests;
+mod tun;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::task::{JoinError, JoinHandle};
+
+pub use self::hold::{HoldCounts, StrayCounts};
+use self::hold::{HoldTable, Verdict};
+use self::routes::{Routes, Subnet};
+use self::tun::Tun;
+pub use crate::address::Addresses;
+pub use crate::netlink::NetlinkError;
+use crate::port::Port;
+use crate::sysctl;
+pub use crate::sysctl::SysctlError;
+
+/// The largest IP packet.
+const MAX_PACKET: usize = 65_535;
+
+/// Packets the reader takes before it lets others have the lock.
+const BATCH: usize = 256;
+
+/// Packets a release passes on before it flips the main route although more keep coming. Above what the TUN's
+/// queue holds, so only a sender that is as fast as we are gets there, and it would keep us here for ever.
+const MAX_DRAIN: usize = 65_536;
+
+/// Where the gate stands and how much it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateConfig {
+    /// Name of the TUN device, at most 15 bytes.
+    pub tun: String,
+    /// IPv4 service subnet: an address in it and its prefix length, at most 30. The second address is the gate's.
+    pub v4: (Ipv4Addr, u8),
+    /// IPv6 service subnet, prefix length at most 126. The second address is the gate's.
+    pub v6: (Ipv6Addr, u8),
+    /// Routing table for what comes in by the TUN.
+    pub table: u32,
+    /// Priority of the rule that says so: after `local` (0), before `main` (32766).
+    pub rule_priority: u32,
+    /// Packets held for one app.
+    pub max_held_per_app: usize,
+    /// Bytes held for all apps.
+    pub max_held_bytes: usize,
+    /// Where the host's forwarding switches are remembered as they were. Forwarding is the whole host's, so
+    /// agents that share a network namespace must share this file: [`GateConfig::STATE_FILE`].
+    pub state_file: PathBuf,
+}
+
+impl GateConfig {
+    /// Where [`GateConfig::state_file`] belongs on a host.
+    pub const STATE_FILE: &'static str = "/run/pico-gate.json";
+
+    /// The gate's own address, which this host's clients are seen under; no app can have it.
+    pub fn own_v4(&self) -> Option<Ipv4Addr> {
+        match Subnet::v4(self.v4)?.own {
+            IpAddr::V4(own) => Some(own),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    /// The same for IPv6.
+    pub fn own_v6(&self) -> Option<Ipv6Addr> {
+        match Subnet::v6(self.v6)?.own {
+            IpAddr::V6(own) => Some(own),
+            IpAddr::V4(_) => None,
+        }
+    }
+
+    fn subnets(&self) -> Vec<Subnet> {
+        Subnet::v4(self.v4)
+            .into_iter()
+            .chain(Subnet::v6(self.v6))
+            .collect()
+    }
+
+    /// Without IPv6 where the kernel has none.
+    fn usable_subnets(&self) -> Vec<Subnet> {
+        let mut subnets = self.subnets();
+        subnets.retain(|subnet| subnet.own.is_ipv4() || sysctl::has_ipv6());
+        subnets
+    }
+
+    fn check(&self) -> Result<(), GateError> {
+        if Subnet::v4(self.v4).is_none() {
+            return Err(GateError::NoSubnet(format!("{}/{}", self.v4.0, self.v4.1)));
+        }
+        if Subnet::v6(self.v6).is_none() {
+            return Err(GateError::NoSubnet(format!("{}/{}", self.v6.0, self.v6.1)));
+        }
+        Ok(())
+    }
+}
+
+/// A packet came for an app that holds: the first one for a published port since [`Gate::register`],
+/// [`Gate::hold`] or [`Gate::discard`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateEvent {
+    /// The app.
+    pub app: Arc<str>,
+    /// The port the packet is for.
+    pub port: Port,
+}
+
+/// What a release did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Held packets written to the app, in the order in which they had come.
+    pub held: usize,
+    /// Packets that came meanwhile and followed them.
+    pub drained: usize,
+    /// Packets the kernel would not take back.
+    pub refused: usize,
+    /// How long the first held packet had waited when the release began.
+    pub waited: Option<Duration>,
+    /// From the first held packet written to the main route flipped and the TUN empty.
+    pub took: Duration,
+}
+
+/// Why the gate could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// The TUN could not be made or attached.
+    #[error("cannot attach TUN device {tun}: {source}{}", hint(.source))]
+    Tun {
+        /// Its name.
+        tun: String,
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// A routing request failed.
+    #[error(transparent)]
+    Route(#[from] NetlinkError),
+    /// A kernel setting could not be made.
+    #[error("kernel setting: {0}")]
+    Sysctl(#[from] SysctlError),
+    /// The service subnet is somebody else's.
+    #[error("{subnet} is routed elsewhere on this host already; choose another subnet in [network]")]
+    SubnetTaken {
+        /// As address/length.
+        subnet: String,
+    },
+    /// The service subnet has no room for apps.
+    #[error("{0} cannot be a service subnet; give one with room for apps, such as 10.77.0.0/16")]
+    NoSubnet(String),
+    /// Nobody registered this app.
+    #[error("the gate knows no app '{0}'")]
+    UnknownApp(String),
+    /// [`Gate::close`] was called, or the TUN was deleted by somebody else.
+    #[error("the gate is closed; restart the agent if nobody closed it")]
+    Closed,
+    /// The blocking task failed.
+    #[error("gate task: {0}")]
+    Task(#[from] JoinError),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => " (another process holds it: is another agent running?)",
+        Some(libc::EINVAL) => " (another kind of device has this name)",
+        Some(libc::ENOENT) => " (no /dev/net/tun: modprobe tun)",
+        Some(libc::EPERM | libc::EACCES) => " (CAP_NET_ADMIN is needed)",
+        _ => "",
+    }
+}
+
+/// The one owner of TUN and routes; whoever has it decides the order of packets.
+struct Io {
+    tun: Arc<Tun>,
+    routes: Routes,
+    table: Arc<Mutex<HoldTable>>,
+    events: mpsc::UnboundedSender<GateEvent>,
+    buffer: Box<[u8]>,
+}
+
+/// `None` once closed.
+type SharedIo = Arc<tokio::sync::Mutex<Option<Io>>>;
+
+/// The gate. Clones are the same gate; when the last one goes the TUN is let go of, and device, routes and rule
+/// stay for the next [`Gate::open`].
+#[derive(Clone)]
+pub struct Gate {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    io: SharedIo,
+    table: Arc<Mutex<HoldTable>>,
+    reader: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Shared {
+    fn stop_reader(&self) -> Option<JoinHandle<()>> {
+        let reader = lock(&self.reader).take()?;
+        reader.abort();
+        Some(reader)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop_reader();
+    }
+}
+
+impl Gate {
+    /// Makes the TUN with its addresses, subnet routes and rule, or re-attaches to them, and starts to read it.
+    /// The routes of apps that are hot are left as they are. The stream ends if the TUN is lost.
+    pub async fn open(config: GateConfig) -> Result<(Self, mpsc::UnboundedReceiver<GateEvent>), GateError> {
+        config.check()?;
+        let table = Arc::new(Mutex::new(HoldTable::new(
+            config.max_held_per_app,
+            config.max_held_bytes,
+        )));
+        let (events, receiver) = mpsc::unbounded_channel();
+        let io = tokio::task::spawn_blocking({
+            let table = table.clone();
+            move || Io::open(&config, table, events)
+        })
+        .await??;
+        let tun = io.tun.clone();
+        let io: SharedIo = Arc::new(tokio::sync::Mutex::new(Some(io)));
+        let reader = Mutex::new(Some(tokio::spawn(read_on(tun, io.clone()))));
+        Ok((
+            Self {
+                shared: Arc::new(Shared { io, table, reader }),
+            },
+            receiver,
+        ))
+    }
+
+    /// Makes an app known; it holds from now on. The routes are not touched: where an agent before this one may
+    /// have left the app hot, follow with [`Gate::adopt`] or [`Gate::hold`]. Registering again replaces addresses
+    /// and ports and keeps everything else.
+    pub fn register(&self, app: &str, addresses: Addresses, ports: &[Port]) {
+        self.table().register(app, addresses, ports);
+    }
+
+    /// Forgets an app and what is held for it. [`Gate::hold`] it first if it is hot: its routes stay.
+    pub fn unregister(&self, app: &str) {
+        self.table().unregister(app);
+    }
+
+    /// From now on the app's packets are held, and the next one for a published port raises a [`GateEvent`].
+    /// When this returns, what was sent before has reached the app's device and what is sent now comes here.
+    pub async fn hold(&self, app: &str) -> Result<(), GateError> {
+        let app = app.to_owned();
+        self.with_io(move |io| {
+            let addresses = io.addresses(&app)?;
+            io.table().hold(&app);
+            Ok(io.routes.close_main(addresses)?)
+        })
+        .await
+    }
+
+    /// The app is ready behind the device `link`: gives it what was held, then what came since, then the road.
+    /// When this fails before anything was written, the app holds as before.
+    pub async fn release(&self, app: &str, link: &str) -> Result<Released, GateError> {
+        let (app, link) = (app.to_owned(), link.to_owned());
+        self.with_io(move |io| io.release(&app, &link)).await
+    }
+
+    /// The agent was restarted and the app is hot behind `link`: makes the routes say so.
+    pub async fn adopt(&self, app: &str, link: &str) -> Result<(), GateError> {
+        self.release(app, link).await.map(drop)
+    }
+
+    /// How many packets are held for an app.
+    pub fn held(&self, app: &str) -> usize {
+        self.table().held(app)
+    }
+
+    /// The wake failed: drops what is held and lets the next packet raise an event again. Returns how many
+    /// packets were dropped.
+    pub fn discard(&self, app: &str) -> usize {
+        self.table().discard(app)
+    }
+
+    /// Counts of an app's packets since it was registered.
+    pub fn counts(&self, app: &str) -> Option<HoldCounts> {
+        self.table().counts(app)
+    }
+
+    /// Counts of packets that were for no app.
+    pub fn strays(&self) -> StrayCounts {
+        self.table().strays()
+    }
+
+    /// Lets go of the TUN now, for all clones. Device, routes and rule stay.
+    pub async fn close(&self) {
+        let reader = self.shared.stop_reader();
+        drop(self.shared.io.lock().await.take());
+        if let Some(reader) = reader {
+            // Ends as cancelled; what counts is that it has let go of the descriptor.
+            let _ = reader.await;
+        }
+    }
+
+    /// Takes everything away: the TUN, rules, routes, and the kernel settings unless another gate needs them.
+    /// Also after a crash, and also when there is nothing. No gate may be open on this TUN.
+    pub async fn remove(config: &GateConfig) -> Result<(), GateError> {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || {
+            routes::remove(&config)?;
+            Ok(forwarding::restore(&config.state_file, &config.tun)?)
+        })
+        .await?
+    }
+
+    fn table(&self) -> MutexGuard<'_, HoldTable> {
+        lock(&self.shared.table)
+    }
+
+    /// Runs a step that nothing may come between, on a blocking thread.
+    async fn with_io<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&mut Io) -> Result<T, GateError> + Send + 'static,
+    ) -> Result<T, GateError> {
+        let mut guard: OwnedMutexGuard<Option<Io>> = self.shared.io.clone().lock_owned().await;
+        tokio::task::spawn_blocking(move || step(guard.as_mut().ok_or(GateError::Closed)?)).await?
+    }
+}
+
+/// A panic elsewhere leaves what is guarded as good as it was: every change to it is complete.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What one round of reading came to.
+#[derive(Debug, Default)]
+struct Pumped {
+    read: usize,
+    refused: usize,
+    /// Nothing is left to read.
+    empty: bool,
+}
+
+impl Io {
+    fn open(
+        config: &GateConfig,
+        table: Arc<Mutex<HoldTable>>,
+        events: mpsc::UnboundedSender<GateEvent>,
+    ) -> Result<Self, GateError> {
+        let tun = Tun::attach(&config.tun).map_err(|source| GateError::Tun {
+            tun: config.tun.clone(),
+            source,
+        })?;
+        forwarding::enable(&config.state_file, &config.tun)?;
+        let routes = Routes::establish(config)?;
+        let buffer = vec![0; MAX_PACKET].into_boxed_slice();
+        Ok(Self {
+            tun: Arc::new(tun),
+            routes,
+            table,
+            events,
+            buffer,
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, HoldTable> {
+        lock(&self.table)
+    }
+
+    fn addresses(&self, app: &str) -> Result<Addresses, GateError> {
+        self.table()
+            .addresses(app)
+            .ok_or_else(|| GateError::UnknownApp(app.to_owned()))
+    }
+
+    /// The order matters, and is argued in kernel-notes/gate.md.
+    fn release(&mut self, app: &str, link: &str) -> Result<Released, GateError> {
+        let addresses = self.addresses(app)?;
+        let link = self.routes.link(link)?;
+        self.routes.open_table(addresses, link)?;
+        let start = Instant::now();
+        let taken = self.table().release(app, start);
+        let mut released = Released {
+            held: taken.packets.len(),
+            waited: taken.waited,
+            ..Released::default()
+        };
+        for packet in &taken.packets {
+            released.refused += usize::from(!self.write_back(packet));
+        }
+        self.drain(&mut released)?;
+        self.routes.open_main(addresses, link)?;
+        self.drain(&mut released)?;
+        released.took = start.elapsed();
+        Ok(released)
+    }
+
+    fn drain(&mut self, released: &mut Released) -> Result<(), GateError> {
+        let pumped = self.pump(MAX_DRAIN).map_err(|error| {
+            tracing::error!(%error, "the TUN cannot be read");
+            GateError::Closed
+        })?;
+        released.drained += pumped.read;
+        released.refused += pumped.refused;
+        Ok(())
+    }
+
+    /// Reads up to `limit` packets and does with each what the table says.
+    fn pump(&mut self, limit: usize) -> io::Result<Pumped> {
+        let mut pumped = Pumped::default();
+        while pumped.read < limit {
+            let Some(length) = self.tun.read(&mut self.buffer)? else {
+                pumped.empty = true;
+                break;
+            };
+            pumped.read += 1;
+            let packet = &self.buffer[..length];
+            let verdict = lock(&self.table).offer(packet, Instant::now());
+            match verdict {
+                Verdict::Kept => {}
+                Verdict::Forward => pumped.refused += usize::from(!self.write_back(packet)),
+                Verdict::Wake(app, port) => {
+                    // Nobody listens any more when the agent is going down.
+                    let _ = self.events.send(GateEvent { app, port });
+                }
+            }
+        }
+        Ok(pumped)
+    }
+
+    fn write_back(&self, packet: &[u8]) -> bool {
+        let result = self.tun.write(packet);
+        if let Err(error) = &result {
+            tracing::warn!(%error, bytes = packet.len(), "the kernel does not take a held packet back");
+        }
+        result.is_ok()
+    }
+}
+
+/// Reads the TUN until it is lost or the gate is closed.
+async fn read_on(tun: Arc<Tun>, io: SharedIo) {
+    loop {
+        let mut ready = match tun.readable().await {
+            Ok(ready) => ready,
+            Err(error) => return tracing::error!(%error, "the TUN cannot be watched"),
+        };
+        let mut guard = io.lock().await;
+        let Some(open) = guard.as_mut() else { return };
+        match open.pump(BATCH) {
+            Ok(pumped) if pumped.empty => ready.clear_ready(),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, "the TUN cannot be read: was it deleted? the gate is closed");
+                *guard = None;
+                return;
+            }
+        }
+        drop(guard);
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,1 +1,21 @@
-//! To be written.
+//! The life of every app: one actor and one state machine each, the only place where states change.
+//!
+//! * [`agent`]: the agent as a whole
+//! * `app`: the actor; `start`, `swap_in`, `swap_out`: what it does
+//! * [`state`], [`policy`], [`record`]: pure: the states, the decisions, what is remembered
+//! * [`transfer`]: checkpoints to and from the object store
+//! * [`host`], [`paths`]: what apps share, and where an app's things lie
+//!
+//! Uses gate, sandbox, shim, probes and store; none of them knows it, nor each other.
+
+pub mod agent;
+mod app;
+pub mod host;
+pub mod paths;
+pub mod policy;
+pub mod record;
+mod start;
+pub mod state;
+mod swap_in;
+mod swap_out;
+pub mod transfer;

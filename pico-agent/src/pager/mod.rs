@@ -1,1 +1,343 @@
-//! To be written.
+//! Serves the page faults of an app that was swapped in: the only code that knows userfaultfd.
+//!
+//! Each address space has its userfaultfd and an index of the pages that still lie in the checkpoint. A fault
+//! on a listed page is filled from its page object, any other with zeros; a filled page is listed no more. So
+//! what is listed at the next swap-out is what never was faulted in, and stays where it is. Pages that the app
+//! discards, unmaps or moves leave or move in the index before the next page is filled, so old content cannot
+//! come back. Nothing is filled that no fault asked for, but for a forked child before a swap-out
+//! ([`Pager::fill_children`]): its process is not known by the name the next checkpoint gives it.
+//!
+//! Knows nothing of CRIU, the network or the store: bytes that are not on this host are asked for through
+//! [`Effect::Need`] and come back through [`Pager::arrived`].
+
+pub mod memory;
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use userfaultfd::EventBuffer;
+
+use crate::checkpoint::index::{AddressSpace, Object, ObjectId};
+use memory::{Change, Fill, Memory, Page};
+
+/// Events read at once.
+const BATCH: usize = 64;
+
+/// Local copies of page objects.
+pub trait PageSource {
+    /// Reads one page of an object.
+    ///
+    /// # Errors
+    /// When the local copy is there but cannot be read.
+    fn read(&mut self, object: ObjectId, offset: u64, page: &mut Page) -> std::io::Result<Lookup>;
+}
+
+/// Whether a page is on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// It was read.
+    Here,
+    /// This block of the object must be fetched first.
+    Absent {
+        /// Block number in the object.
+        block: u64,
+    },
+}
+
+/// What the owner of the pager must do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Watch and keep the userfaultfd of this new address space.
+    Opened(Token),
+    /// Forget this address space: its process is gone.
+    Closed(Token),
+    /// Fetch a block; called once until it arrives.
+    Need(ObjectId, u64),
+}
+
+/// Names an address space while it is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token(pub u64);
+
+/// What the pager has done since it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PagerStats {
+    /// Faults answered or waiting.
+    pub faults: u64,
+    /// Pages filled from the checkpoint.
+    pub filled: u64,
+    /// Pages filled with zeros.
+    pub zeroed: u64,
+    /// Blocks asked of the agent.
+    pub needed: u64,
+}
+
+/// Why the pager cannot go on. The app must be ended: a page would be missing for ever.
+#[derive(Debug, thiserror::Error)]
+pub enum PagerError {
+    /// The kernel refused.
+    #[error("userfaultfd: {0}")]
+    Kernel(#[from] userfaultfd::Error),
+    /// A local copy cannot be read.
+    #[error("page object {object}: {source}")]
+    Source {
+        /// Which object.
+        object: ObjectId,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The index names an object that is not listed.
+    #[error("the page index names no object {0}")]
+    Index(u32),
+}
+
+#[derive(Debug)]
+struct Served {
+    memory: Memory,
+    /// Process id in CRIU's images; none for a forked child.
+    id: Option<u32>,
+    space: AddressSpace,
+}
+
+/// The pager of one app.
+pub struct Pager<S> {
+    source: S,
+    objects: Vec<Object>,
+    served: HashMap<Token, Served>,
+    waiting: HashMap<(ObjectId, u64), HashSet<(Token, u64)>>,
+    next: u64,
+    buffer: EventBuffer,
+    stats: PagerStats,
+}
+
+impl<S: PageSource> Pager<S> {
+    /// A pager that reads `objects` through `source`.
+    pub fn new(source: S, objects: Vec<Object>) -> Self {
+        Pager {
+            source,
+            objects,
+            served: HashMap::new(),
+            waiting: HashMap::new(),
+            next: 0,
+            buffer: EventBuffer::new(BATCH),
+            stats: PagerStats::default(),
+        }
+    }
+
+    /// Serves process `id` of the images from now on.
+    pub fn add(&mut self, id: u32, uffd: OwnedFd, space: AddressSpace) -> Token {
+        self.insert(Served {
+            memory: Memory::new(uffd),
+            id: Some(id),
+            space,
+        })
+    }
+
+    fn insert(&mut self, served: Served) -> Token {
+        let token = Token(self.next);
+        self.next += 1;
+        self.served.insert(token, served);
+        token
+    }
+
+    /// The userfaultfd behind `token`.
+    pub fn descriptor(&self, token: Token) -> Option<BorrowedFd<'_>> {
+        self.served.get(&token).map(|served| served.memory.as_fd())
+    }
+
+    /// Every address space that is served.
+    pub fn tokens(&self) -> Vec<Token> {
+        self.served.keys().copied().collect()
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> PagerStats {
+        self.stats
+    }
+
+    /// The objects that the indexes name.
+    pub fn objects(&self) -> &[Object] {
+        &self.objects
+    }
+
+    /// Whether a thread waits for a block that is not on this host.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Reads and answers what is pending of one address space.
+    ///
+    /// # Errors
+    /// When a page can never be filled.
+    pub fn ready(&mut self, token: Token) -> Result<Vec<Effect>, PagerError> {
+        let mut effects = Vec::new();
+        let Some(served) = self.served.get_mut(&token) else {
+            return Ok(effects);
+        };
+        for change in served.memory.read(&mut self.buffer)? {
+            self.apply(token, change, &mut effects)?;
+        }
+        Ok(effects)
+    }
+
+    fn apply(&mut self, token: Token, change: Change, effects: &mut Vec<Effect>) -> Result<(), PagerError> {
+        let Some(served) = self.served.get_mut(&token) else {
+            return Ok(());
+        };
+        match change {
+            Change::Fault(page) => {
+                self.stats.faults += 1;
+                self.fill(token, page, effects)?;
+            }
+            Change::Remove(start, end) => served.space.remove(start..end),
+            Change::Remap(from, to, count) => served.space.relocate(from..from + count, to),
+            Change::Fork(uffd) => {
+                let space = served.space.clone();
+                let child = self.insert(Served {
+                    memory: Memory::new(uffd),
+                    id: None,
+                    space,
+                });
+                effects.push(Effect::Opened(child));
+                self.forget_gone(effects);
+            }
+        }
+        Ok(())
+    }
+
+    /// Children of apps that fork for a moment (a background save) leave their descriptors behind.
+    fn forget_gone(&mut self, effects: &mut Vec<Effect>) {
+        let gone: Vec<Token> = self
+            .served
+            .iter()
+            .filter(|(_, served)| !served.memory.is_alive())
+            .map(|(token, _)| *token)
+            .collect();
+        for token in gone {
+            self.close(token, effects);
+        }
+    }
+
+    fn close(&mut self, token: Token, effects: &mut Vec<Effect>) {
+        if self.served.remove(&token).is_some() {
+            effects.push(Effect::Closed(token));
+        }
+    }
+
+    /// Fills one page, or asks for the block that holds it (`None`: it waits for that).
+    fn fill(
+        &mut self,
+        token: Token,
+        page: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Option<Fill>, PagerError> {
+        let Some(served) = self.served.get_mut(&token) else {
+            return Ok(Some(Fill::Gone));
+        };
+        let filled = match served.space.lookup(page) {
+            None => {
+                let filled = served.memory.zero(page)?;
+                self.stats.zeroed += u64::from(filled == Fill::Done);
+                filled
+            }
+            Some((object, offset)) => {
+                let object = self
+                    .objects
+                    .get(object as usize)
+                    .ok_or(PagerError::Index(object))?
+                    .id;
+                let mut content = Page::default();
+                let read = self.source.read(object, offset, &mut content);
+                match read.map_err(|source| PagerError::Source { object, source })? {
+                    Lookup::Here => {
+                        let filled = served.memory.copy(page, &content)?;
+                        if filled == Fill::Done {
+                            served.space.remove(page..page + 1);
+                            self.stats.filled += 1;
+                        }
+                        filled
+                    }
+                    Lookup::Absent { block } => {
+                        let waiting = self.waiting.entry((object, block)).or_default();
+                        if waiting.is_empty() {
+                            self.stats.needed += 1;
+                            effects.push(Effect::Need(object, block));
+                        }
+                        waiting.insert((token, page));
+                        return Ok(None);
+                    }
+                }
+            }
+        };
+        match filled {
+            Fill::Done => {}
+            // The thread tries again: it either finds the page unmapped, or faults anew after the unread event.
+            Fill::Busy | Fill::Unmapped => served.memory.wake(page),
+            Fill::Gone => self.close(token, effects),
+        }
+        Ok(Some(filled))
+    }
+
+    /// A block that was needed is on this host now.
+    ///
+    /// # Errors
+    /// When a page can never be filled.
+    pub fn arrived(&mut self, object: ObjectId, block: u64) -> Result<Vec<Effect>, PagerError> {
+        let mut effects = Vec::new();
+        for (token, page) in self.waiting.remove(&(object, block)).unwrap_or_default() {
+            self.fill(token, page, &mut effects)?;
+        }
+        Ok(effects)
+    }
+
+    /// Blocks that were asked for and have not arrived: a restarted agent is asked again.
+    pub fn outstanding(&self) -> Vec<(ObjectId, u64)> {
+        self.waiting.keys().copied().collect()
+    }
+
+    /// Fills what forked children still miss, so that the next checkpoint needs nothing of their index.
+    /// Returns whether nothing is missing; otherwise to be called again when blocks have arrived.
+    ///
+    /// # Errors
+    /// When a page can never be filled.
+    pub fn fill_children(&mut self) -> Result<(bool, Vec<Effect>), PagerError> {
+        let mut effects = Vec::new();
+        self.forget_gone(&mut effects);
+        let missing: Vec<(Token, u64)> = self
+            .served
+            .iter()
+            .filter(|(_, served)| served.id.is_none())
+            .flat_map(|(token, served)| {
+                let runs = served.space.runs().iter();
+                runs.flat_map(|run| (run.page..run.page + run.count).map(|page| (*token, page)))
+            })
+            .collect();
+        for (token, page) in missing {
+            // Listed but not mapped: nothing of it can be dumped or faulted on.
+            if self.fill(token, page, &mut effects)? == Some(Fill::Unmapped)
+                && let Some(served) = self.served.get_mut(&token)
+            {
+                served.space.remove(page..page + 1);
+            }
+        }
+        let complete = self
+            .served
+            .values()
+            .all(|served| served.id.is_some() || served.space.is_empty());
+        Ok((complete, effects))
+    }
+
+    /// What was never faulted in, by process id of the images, of the address spaces that still exist.
+    /// `None` while a forked child misses pages.
+    pub fn remaining(&self) -> Option<Vec<(u32, AddressSpace)>> {
+        let mut spaces = Vec::new();
+        for served in self.served.values().filter(|served| served.memory.is_alive()) {
+            match served.id {
+                Some(id) => spaces.push((id, served.space.clone())),
+                None if served.space.is_empty() => {}
+                None => return None,
+            }
+        }
+        Some(spaces)
+    }
+}

@@ -1,0 +1,477 @@
+//! CRIU's image files, as far as a swap must read or change them.
+//!
+//! An image is two 32-bit magic numbers, then entries: a 32-bit length and a protocol buffer message
+//! (<https://criu.org/Images>). Files ending in `pages-N.img` are raw pages in the order of the pagemap that
+//! names N. Field numbers are those of CRIU's `images/*.proto`. Whatever is read here is checked: a checkpoint
+//! from the object store is not trusted to be what CRIU wrote.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use super::wire::{self, Value, WireError};
+use crate::checkpoint::index::PAGE_SIZE;
+
+/// First word of every image (CRIU's `IMG_COMMON_MAGIC`).
+const COMMON_MAGIC: u32 = 0x5456_4319;
+const NANOS: u64 = 1_000_000_000;
+
+/// `PE_LAZY` of a pagemap entry: the page may be restored on demand.
+const PAGE_LAZY: u64 = 1 << 1;
+/// `PE_PRESENT`: its bytes are in the pages file.
+const PAGE_PRESENT: u64 = 1 << 2;
+
+/// Why an image cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ImageError {
+    /// Not an image, or cut short.
+    #[error("not a CRIU image file")]
+    NotAnImage,
+    /// An entry is no message.
+    #[error("a CRIU image entry is damaged: {0}")]
+    Wire(#[from] WireError),
+    /// A value that CRIU does not write.
+    #[error("a CRIU image holds an impossible value: {0}")]
+    Invalid(&'static str),
+}
+
+/// An image split into its magic numbers and entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image<'a> {
+    magic: [u8; 8],
+    /// The messages, in file order.
+    pub entries: Vec<&'a [u8]>,
+}
+
+impl<'a> Image<'a> {
+    /// Splits the bytes of an image file.
+    ///
+    /// # Errors
+    /// When the magic number or a length is wrong.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ImageError> {
+        let (magic, mut rest) = bytes.split_first_chunk::<8>().ok_or(ImageError::NotAnImage)?;
+        if magic[..4] != COMMON_MAGIC.to_le_bytes() {
+            return Err(ImageError::NotAnImage);
+        }
+        let mut entries = Vec::new();
+        while !rest.is_empty() {
+            let (len, after) = rest.split_first_chunk::<4>().ok_or(ImageError::NotAnImage)?;
+            let len = u32::from_le_bytes(*len) as usize;
+            let (entry, after) = after.split_at_checked(len).ok_or(ImageError::NotAnImage)?;
+            entries.push(entry);
+            rest = after;
+        }
+        Ok(Image {
+            magic: *magic,
+            entries,
+        })
+    }
+
+    /// An image file with the same magic numbers and other entries.
+    ///
+    /// # Errors
+    /// When an entry is longer than 4 GiB.
+    pub fn with_entries<T: AsRef<[u8]>>(
+        &self,
+        entries: impl IntoIterator<Item = T>,
+    ) -> Result<Vec<u8>, ImageError> {
+        let mut out = self.magic.to_vec();
+        for entry in entries {
+            let entry = entry.as_ref();
+            let len = u32::try_from(entry.len()).map_err(|_| ImageError::Invalid("entry length"))?;
+            out.extend_from_slice(&len.to_le_bytes());
+            out.extend_from_slice(entry);
+        }
+        Ok(out)
+    }
+}
+
+/// The processes of a dump (`pstree.img`), as their ids inside the app's pid namespace.
+///
+/// # Errors
+/// When the image is damaged.
+pub fn process_ids(pstree: &[u8]) -> Result<Vec<u32>, ImageError> {
+    let id = |entry: &&[u8]| -> Result<u32, ImageError> {
+        u32::try_from(wire::get_number(entry, 1)?).map_err(|_| ImageError::Invalid("process id"))
+    };
+    Image::parse(pstree)?.entries.iter().map(id).collect()
+}
+
+/// Pages that CRIU dumped for one process, split by how they are restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pagemap {
+    /// N of the `pages-N.img` that holds them.
+    pub pages_id: u32,
+    /// Pages restored on demand: page numbers, and the page offset of the first in the file.
+    pub lazy: Vec<(Range<u64>, u64)>,
+    /// Page offsets in the file of what must be there before the process runs, in order.
+    pub eager: Vec<Range<u64>>,
+    /// Pages in the file.
+    pub total: u64,
+    /// The pagemap image that lists the eager pages alone.
+    pub eager_image: Vec<u8>,
+}
+
+/// Splits a pagemap image (`pagemap-PID.img`).
+///
+/// # Errors
+/// When the image is damaged, or refers to a parent image, which this agent's dumps never have.
+pub fn split_pagemap(bytes: &[u8]) -> Result<Pagemap, ImageError> {
+    let image = Image::parse(bytes)?;
+    let (head, entries) = image.entries.split_first().ok_or(ImageError::NotAnImage)?;
+    let pages_id = u32::try_from(wire::get_number(head, 1)?).map_err(|_| ImageError::Invalid("pages id"))?;
+    let mut map = Pagemap {
+        pages_id,
+        lazy: Vec::new(),
+        eager: Vec::new(),
+        total: 0,
+        eager_image: Vec::new(),
+    };
+    let mut kept: Vec<&[u8]> = vec![head];
+    for entry in entries {
+        let address = wire::get_number(entry, 1)?;
+        let count = match wire::get_number(entry, 5)? {
+            0 => wire::get_number(entry, 2)?,
+            count => count,
+        };
+        let flags = wire::get_number(entry, 4)?;
+        if address % PAGE_SIZE != 0 || count == 0 || count > 1 << 40 {
+            return Err(ImageError::Invalid("pagemap entry"));
+        }
+        if flags & PAGE_PRESENT == 0 {
+            return Err(ImageError::Invalid("pagemap entry without its pages"));
+        }
+        let offset = map.total;
+        map.total = offset
+            .checked_add(count)
+            .ok_or(ImageError::Invalid("pagemap length"))?;
+        let page = address / PAGE_SIZE;
+        if flags & PAGE_LAZY != 0 {
+            map.lazy.push((page..page + count, offset));
+        } else {
+            map.eager.push(offset..offset + count);
+            kept.push(entry);
+        }
+    }
+    map.eager_image = image.with_entries(kept)?;
+    Ok(map)
+}
+
+/// Page ranges of the private anonymous mappings of a process (`mm-PID.img`), sorted: where lazy pages can be.
+///
+/// # Errors
+/// When the image is damaged.
+pub fn anonymous_ranges(mm: &[u8]) -> Result<Vec<Range<u64>>, ImageError> {
+    const MAP_PRIVATE: u64 = 0x02;
+    const MAP_ANONYMOUS: u64 = 0x20;
+    let image = Image::parse(mm)?;
+    let entry = image.entries.first().ok_or(ImageError::NotAnImage)?;
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for field in wire::fields(entry) {
+        let (14, Value::Bytes(vma)) = field? else { continue };
+        let (start, end) = (wire::get_number(vma, 1)?, wire::get_number(vma, 2)?);
+        let flags = wire::get_number(vma, 6)?;
+        if start >= end || start % PAGE_SIZE != 0 || end % PAGE_SIZE != 0 {
+            return Err(ImageError::Invalid("mapping"));
+        }
+        if flags & (MAP_PRIVATE | MAP_ANONYMOUS) == MAP_PRIVATE | MAP_ANONYMOUS {
+            ranges.push(start / PAGE_SIZE..end / PAGE_SIZE);
+        }
+    }
+    ranges.sort_by_key(|range| range.start);
+    Ok(ranges)
+}
+
+/// Paths of the regular files that the app has open or mapped (`files.img`), inside its root, once each.
+///
+/// # Errors
+/// When the image is damaged.
+pub fn regular_files(files: &[u8]) -> Result<Vec<String>, ImageError> {
+    const REGULAR: u64 = 1;
+    let mut names = BTreeMap::new();
+    for entry in &Image::parse(files)?.entries {
+        if wire::get_number(entry, 1)? != REGULAR {
+            continue;
+        }
+        let Some(Value::Bytes(reg)) = wire::get(entry, 3)? else {
+            continue;
+        };
+        let Some(Value::Bytes(name)) = wire::get(reg, 6)? else {
+            continue;
+        };
+        let name = std::str::from_utf8(name).map_err(|_| ImageError::Invalid("file name"))?;
+        names.insert(format!("/{}", name.trim_start_matches('/')), ());
+    }
+    Ok(names.into_keys().collect())
+}
+
+/// Inode numbers of the pipes among the app's open files (`files.img`): CRIU names an inherited pipe by them.
+///
+/// # Errors
+/// When the image is damaged.
+pub fn pipe_inodes(files: &[u8]) -> Result<Vec<u64>, ImageError> {
+    let mut inodes = Vec::new();
+    for entry in &Image::parse(files)?.entries {
+        if let Some(Value::Bytes(pipe)) = wire::get(entry, 17)? {
+            inodes.push(wire::get_number(pipe, 2)?);
+        }
+    }
+    Ok(inodes)
+}
+
+/// A time namespace image (`timens-N.img`) whose clocks have gone on for `slept`.
+///
+/// # Errors
+/// When the image is damaged.
+pub fn advance_time_namespace(bytes: &[u8], slept: Duration) -> Result<Vec<u8>, ImageError> {
+    let image = Image::parse(bytes)?;
+    let entries: Result<Vec<_>, WireError> = image
+        .entries
+        .iter()
+        .map(|entry| {
+            wire::rewrite(entry, |_, timespec| {
+                let total = wire::get_number(timespec, 1)?
+                    .saturating_mul(NANOS)
+                    .saturating_add(wire::get_number(timespec, 2)?)
+                    .saturating_add(nanos(slept));
+                Ok(Some(wire::set_numbers(
+                    timespec,
+                    &[(1, total / NANOS), (2, total % NANOS)],
+                )?))
+            })
+        })
+        .collect();
+    image.with_entries(entries?)
+}
+
+/// `core-PID.img` whose interval and POSIX timers have gone on for `slept`.
+///
+/// Timers of CPU time (`ITIMER_VIRTUAL`, `ITIMER_PROF`, `CLOCK_*_CPUTIME_ID`) stand still while an app sleeps.
+///
+/// # Errors
+/// When the image is damaged.
+pub fn advance_task_timers(core: &[u8], slept: Duration) -> Result<Vec<u8>, ImageError> {
+    /// task_core_entry in core_entry, and task_timers_entry in that.
+    const TASK_CORE: u32 = 3;
+    const TIMERS: u32 = 7;
+    const REAL: u32 = 1;
+    const POSIX: u32 = 4;
+    let image = Image::parse(core)?;
+    let change_timers = |timers: &[u8]| {
+        wire::rewrite(timers, |number, timer| match number {
+            REAL => advance(timer, [(1, 2), (3, 4)], 1_000, slept).map(Some),
+            POSIX if runs_asleep(wire::get_number(timer, 2)?) => {
+                advance(timer, [(7, 8), (9, 10)], 1, slept).map(Some)
+            }
+            _ => Ok(None),
+        })
+    };
+    let entries: Result<Vec<_>, WireError> = image
+        .entries
+        .iter()
+        .map(|entry| {
+            wire::rewrite(entry, |number, task| match number {
+                TASK_CORE => wire::rewrite(task, |number, timers| match number {
+                    TIMERS => change_timers(timers).map(Some),
+                    _ => Ok(None),
+                })
+                .map(Some),
+                _ => Ok(None),
+            })
+        })
+        .collect();
+    image.with_entries(entries?)
+}
+
+/// `files.img` whose timerfds have gone on for `slept`.
+///
+/// # Errors
+/// When the image is damaged.
+pub fn advance_timerfds(files: &[u8], slept: Duration) -> Result<Vec<u8>, ImageError> {
+    const TIMERFD: u32 = 12;
+    let image = Image::parse(files)?;
+    let entries: Result<Vec<_>, WireError> = image
+        .entries
+        .iter()
+        .map(|entry| {
+            wire::rewrite(entry, |number, timerfd| match number {
+                TIMERFD => advance(timerfd, [(9, 10), (7, 8)].map(|(s, n)| (s, n)), 1, slept).map(Some),
+                _ => Ok(None),
+            })
+        })
+        .collect();
+    image.with_entries(entries?)
+}
+
+/// Whether a clock goes on while the app sleeps: all but the CPU-time clocks do (clock_gettime(2)).
+fn runs_asleep(clock: u64) -> bool {
+    const CLOCK_PROCESS_CPUTIME_ID: u64 = 2;
+    const CLOCK_THREAD_CPUTIME_ID: u64 = 3;
+    clock != CLOCK_PROCESS_CPUTIME_ID && clock != CLOCK_THREAD_CPUTIME_ID && clock < 1 << 31
+}
+
+/// Advances one timer by `slept`.
+///
+/// `fields` are the field numbers of (seconds, fraction), first of the interval, then of the time left; `unit`
+/// is how many nanoseconds the fraction counts in. A time left of 0 means disarmed and stays. One that ran out
+/// fires at once; a periodic one keeps its phase after that.
+fn advance(timer: &[u8], fields: [(u32, u32); 2], unit: u64, slept: Duration) -> Result<Vec<u8>, WireError> {
+    let read = |(seconds, fraction): (u32, u32)| -> Result<u64, WireError> {
+        let fraction = wire::get_number(timer, fraction)?.saturating_mul(unit);
+        Ok(wire::get_number(timer, seconds)?
+            .saturating_mul(NANOS)
+            .saturating_add(fraction))
+    };
+    let left = read(fields[1])?;
+    if left == 0 {
+        return Ok(timer.to_vec());
+    }
+    let left = left.saturating_sub(nanos(slept)).max(unit);
+    let (seconds, fraction) = fields[1];
+    wire::set_numbers(timer, &[(seconds, left / NANOS), (fraction, left % NANOS / unit)])
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn image(entries: &[Vec<u8>]) -> Vec<u8> {
+        let mut magic = [0; 8];
+        magic[..4].copy_from_slice(&COMMON_MAGIC.to_le_bytes());
+        Image {
+            magic,
+            entries: Vec::new(),
+        }
+        .with_entries(entries)
+        .expect("short entries")
+    }
+
+    fn message(fields: &[(u32, u64)]) -> Vec<u8> {
+        wire::set_numbers(&[], fields).expect("empty message")
+    }
+
+    fn nested(number: u32, inner: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        wire::put(&mut out, number, Value::Bytes(inner));
+        out
+    }
+
+    #[test]
+    fn a_pagemap_is_split_into_lazy_and_eager_pages() {
+        let bytes = image(&[
+            message(&[(1, 3)]),
+            message(&[(1, 0x10000), (2, 2), (4, 6), (5, 2)]),
+            message(&[(1, 0x20000), (2, 1), (4, 4), (5, 1)]),
+            message(&[(1, 0x30000), (2, 5), (4, 6)]),
+        ]);
+        let map = split_pagemap(&bytes).expect("a pagemap");
+        assert_eq!(map.pages_id, 3);
+        assert_eq!(map.lazy, [(0x10..0x12, 0), (0x30..0x35, 3)]);
+        assert_eq!(map.eager, vec![2..3]);
+        assert_eq!(map.total, 8);
+        assert_eq!(
+            map.eager_image,
+            image(&[
+                message(&[(1, 3)]),
+                message(&[(1, 0x20000), (2, 1), (4, 4), (5, 1)])
+            ])
+        );
+    }
+
+    #[test]
+    fn a_pagemap_that_leans_on_a_parent_is_refused() {
+        let bytes = image(&[message(&[(1, 3)]), message(&[(1, 0x10000), (2, 2), (4, 1)])]);
+        assert!(split_pagemap(&bytes).is_err());
+    }
+
+    #[test]
+    fn timers_go_on_while_asleep() {
+        let slept = Duration::from_millis(2_500);
+        let posix = |clock, left| message(&[(2, clock), (7, 9), (8, 9), (9, left), (10, 5)]);
+        let timers = [
+            nested(1, &message(&[(1, 0), (2, 0), (3, 6), (4, 0)])),
+            nested(2, &message(&[(3, 6), (4, 0)])),
+            nested(4, &posix(1, 1)),
+            nested(4, &posix(2, 1)),
+        ]
+        .concat();
+        let core = image(&[nested(3, &nested(7, &timers))]);
+        let changed = advance_task_timers(&core, slept).expect("an image");
+        let changed = Image::parse(&changed).expect("an image");
+        let Ok(Some(Value::Bytes(task))) = wire::get(changed.entries[0], 3) else {
+            panic!("task core")
+        };
+        let Ok(Some(Value::Bytes(timers))) = wire::get(task, 7) else {
+            panic!("timers")
+        };
+        let timers: Vec<_> = wire::fields(timers)
+            .map(|f| f.expect("field").1.bytes().expect("bytes"))
+            .collect();
+        let number = |timer, field| wire::get_number(timer, field).expect("number");
+        assert_eq!(
+            (number(timers[0], 3), number(timers[0], 4)),
+            (3, 500_000),
+            "itimer"
+        );
+        assert_eq!(
+            (number(timers[1], 3), number(timers[1], 4)),
+            (6, 0),
+            "virtual time stands still"
+        );
+        assert_eq!(
+            (number(timers[2], 9), number(timers[2], 10)),
+            (0, 1),
+            "ran out: fires at once"
+        );
+        assert_eq!(
+            (number(timers[3], 9), number(timers[3], 10)),
+            (1, 5),
+            "CPU time stands still"
+        );
+    }
+
+    #[test]
+    fn a_disarmed_timerfd_stays_disarmed() {
+        let files = |left| image(&[nested(12, &message(&[(7, left), (8, 0), (9, 1), (10, 0)]))]);
+        let slept = Duration::from_secs(4);
+        assert_eq!(advance_timerfds(&files(0), slept), Ok(files(0)));
+        let changed = advance_timerfds(&files(10), slept).expect("an image");
+        let changed = Image::parse(&changed).expect("an image");
+        let Ok(Some(Value::Bytes(timer))) = wire::get(changed.entries[0], 12) else {
+            panic!("timerfd")
+        };
+        assert_eq!(wire::get_number(timer, 7), Ok(6));
+    }
+
+    #[test]
+    fn a_time_namespace_goes_on() {
+        let entry = [
+            nested(1, &message(&[(1, 5), (2, 900_000_000)])),
+            nested(2, &message(&[(1, 7), (2, 0)])),
+        ];
+        let changed = advance_time_namespace(&image(&[entry.concat()]), Duration::from_millis(200));
+        let expected = [
+            nested(1, &message(&[(1, 6), (2, 100_000_000)])),
+            nested(2, &message(&[(1, 7), (2, 200_000_000)])),
+        ];
+        assert_eq!(changed, Ok(image(&[expected.concat()])));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_images_or_errors(mut bytes: Vec<u8>, magic: bool) {
+            if magic {
+                bytes.splice(0..0, [COMMON_MAGIC.to_le_bytes(), [0; 4]].concat());
+            }
+            let _ = (split_pagemap(&bytes), process_ids(&bytes), anonymous_ranges(&bytes), regular_files(&bytes));
+            let slept = Duration::from_secs(1);
+            let _ = (advance_task_timers(&bytes, slept), advance_timerfds(&bytes, slept));
+            let _ = (advance_time_namespace(&bytes, slept), pipe_inodes(&bytes));
+        }
+    }
+}

@@ -1,0 +1,537 @@
+//! The gate on the real kernel. Each test has a network namespace of its own.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::*;
+use crate::nettest::{World, in_netns, inside, ip, joined, udp_socket};
+use crate::port::Proto;
+use crate::sandbox::net::{self, NetSpec};
+
+const HTTP: Port = Port {
+    number: 80,
+    proto: Proto::Tcp,
+};
+const DNS: Port = Port {
+    number: 53,
+    proto: Proto::Udp,
+};
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn config(world: &World) -> GateConfig {
+    GateConfig {
+        tun: "pico0".to_owned(),
+        v4: (Ipv4Addr::new(10, 77, 0, 0), 16),
+        v6: (Ipv6Addr::new(0xfd77, 0x7069, 0x636f, 0, 0, 0, 0, 0), 64),
+        table: 7769,
+        rule_priority: 7769,
+        max_held_per_app: 100_000,
+        max_held_bytes: 64 << 20,
+        state_file: world.path("gate.json"),
+    }
+}
+
+type Events = mpsc::UnboundedReceiver<GateEvent>;
+
+async fn next(events: &mut Events) -> Result<GateEvent> {
+    tokio::time::timeout(LIMIT, events.recv())
+        .await?
+        .context("the gate is closed")
+}
+
+/// Waits for something that the gate's reader does.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waiting)
+        .await
+        .with_context(|| format!("waited for: {what}"))
+}
+
+/// Everything that `remove` must leave as it was.
+fn traces() -> Result<String> {
+    let mut all = String::new();
+    for question in [
+        "-d addr",
+        "rule",
+        "-6 rule",
+        "route show table all",
+        "-6 route show table all",
+    ] {
+        all += &ip(question)?;
+    }
+    // Times and counters in the listings of addresses and neighbours do not occur in a fresh namespace.
+    for family in ["ipv4", "ipv6"] {
+        let mut conf: Vec<_> = std::fs::read_dir(format!("/proc/sys/net/{family}/conf"))?
+            .flatten()
+            .collect();
+        conf.sort_by_key(std::fs::DirEntry::path);
+        for device in conf {
+            for key in [
+                "forwarding",
+                "accept_ra",
+                "rp_filter",
+                "accept_local",
+                "accept_redirects",
+            ] {
+                let path = device.path().join(key);
+                if let Ok(value) = std::fs::read_to_string(&path) {
+                    all += &format!("{} {value}", path.display());
+                }
+            }
+        }
+    }
+    // What is known of a device's carrier comes and goes with the descriptor.
+    Ok(all.replace("state UNKNOWN", "state UP"))
+}
+
+/// One TCP client, the app made after the client's first packet.
+async fn a_connection_waits(from_elsewhere: bool, ipv6: bool) -> Result<()> {
+    let world = World::new()?;
+    let config = config(&world);
+    let (gate, mut events) = Gate::open(config.clone()).await?;
+    let app = world.app(5);
+    gate.register("web", app.addrs, &[HTTP]);
+    let target = SocketAddr::new(app.addrs.both()[usize::from(ipv6)], 80);
+    let client = move || -> Result<(SocketAddr, String)> {
+        let mut stream = TcpStream::connect_timeout(&target, LIMIT)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(b"hello\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok((stream.local_addr()?, answer))
+    };
+    let client = if from_elsewhere {
+        inside(&world.stranger().await?.netns, client)
+    } else {
+        std::thread::spawn(client)
+    };
+
+    assert_eq!(
+        next(&mut events).await?,
+        GateEvent {
+            app: "web".into(),
+            port: HTTP
+        }
+    );
+    assert!(gate.held("web") >= 1);
+    net::create(&app).await?;
+    let server = inside(&app.netns, move || {
+        let listener = TcpListener::bind(target)?;
+        Ok((listener, ()))
+    });
+    let (listener, ()) = joined(server).await?;
+    let released = gate.release("web", &app.link).await?;
+    assert!(released.held >= 1 && released.refused == 0, "{released:?}");
+    let seen = joined(std::thread::spawn(move || {
+        let (mut stream, peer) = listener.accept()?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        let mut said = [0; 6];
+        stream.read_exact(&mut said)?;
+        stream.write_all(format!("you are {peer} and said {}", String::from_utf8_lossy(&said)).as_bytes())?;
+        Ok(peer)
+    }));
+    let seen = seen.await?;
+    let (own, answer) = joined(client).await?;
+    assert_eq!(seen, own);
+    assert_eq!(answer, format!("you are {own} and said hello\n"));
+    let expected: IpAddr = match (from_elsewhere, ipv6) {
+        (true, false) => IpAddr::from([203, 0, 113, 9]),
+        (true, true) => "2001:db8::9".parse()?,
+        (false, false) => config.own_v4().context("no own address")?.into(),
+        (false, true) => config.own_v6().context("no own address")?.into(),
+    };
+    assert_eq!(own.ip(), expected);
+    Ok(())
+}
+
+#[test]
+fn a_connection_of_this_host_waits_for_the_app_and_completes() -> Result<()> {
+    in_netns(|| a_connection_waits(false, false))?;
+    in_netns(|| a_connection_waits(false, true))
+}
+
+#[test]
+fn a_connection_from_elsewhere_waits_and_keeps_its_address() -> Result<()> {
+    in_netns(|| a_connection_waits(true, false))?;
+    in_netns(|| a_connection_waits(true, true))
+}
+
+/// Sends numbers, in bursts, until told to stop; returns how many.
+fn count_at(target: SocketAddr, stop: Arc<AtomicBool>) -> impl FnOnce() -> Result<u64> + Send + 'static {
+    move || {
+        let socket = UdpSocket::bind(if target.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
+        socket.connect(target)?;
+        let mut sent = 0u64;
+        while sent < 8_000 || !stop.load(Ordering::Relaxed) {
+            for _ in 0..16 {
+                socket.send(&sent.to_be_bytes()).with_context(|| format!("sending {sent}")).inspect_err(|e| eprintln!("SENDER {e:?}"))?;
+                sent += 1;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        // The end, which the app waits for.
+        socket.send(&u64::MAX.to_be_bytes())?;
+        Ok(sent)
+    }
+}
+
+/// Reads numbers until the end; returns how many came and how many of them behind a greater one.
+fn read_numbers(socket: &UdpSocket) -> Result<(u64, u64)> {
+    let (mut came, mut late, mut greatest) = (0, 0, 0);
+    loop {
+        let mut number = [0; 8];
+        socket.recv(&mut number).context("waiting for the next number")?;
+        let number = u64::from_be_bytes(number);
+        if number == u64::MAX {
+            return Ok((came, late));
+        }
+        came += 1;
+        late += u64::from(number < greatest);
+        greatest = greatest.max(number);
+    }
+}
+
+/// Numbered datagrams sent without a pause while the app is released, and held and released again.
+async fn numbers_stay_in_order(from_elsewhere: bool, ipv6: bool, rounds: usize) -> Result<()> {
+    let world = World::new()?;
+    let (gate, mut events) = Gate::open(config(&world)).await?;
+    let app = world.app(5);
+    gate.register("dns", app.addrs, &[DNS]);
+    net::create(&app).await?;
+    let target = SocketAddr::new(app.addrs.both()[usize::from(ipv6)], 53);
+    let socket = joined(inside(&app.netns, move || udp_socket(target.ip(), 53))).await?;
+    let reader = std::thread::spawn(move || read_numbers(&socket));
+    let stop = Arc::new(AtomicBool::new(false));
+    let sender = count_at(target, stop.clone());
+    let sender = if from_elsewhere {
+        inside(&world.stranger().await?.netns, sender)
+    } else {
+        std::thread::spawn(sender)
+    };
+
+    for round in 0..rounds {
+        eprintln!("round {round} {:?}", gate.counts("dns"));
+        assert_eq!(next(&mut events).await?.port, DNS);
+        until("packets to be held", || gate.held("dns") >= 500).await?;
+        let released = gate.release("dns", &app.link).await?;
+        assert!(released.held >= 500 && released.refused == 0, "{released:?}");
+        assert_eq!(gate.held("dns"), 0);
+        if round + 1 < rounds {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            gate.hold("dns").await?;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let sent = joined(sender).await?;
+    let (came, late) = joined(reader).await?;
+    let dropped = ip("-s link show pico0")?;
+    assert_eq!(
+        (came, late),
+        (sent, 0),
+        "{:?} {:?}\n{dropped}",
+        gate.counts("dns"),
+        gate.strays()
+    );
+    assert!(sent >= 8_000);
+    Ok(())
+}
+
+#[test]
+fn datagrams_across_a_release_arrive_in_order_and_none_is_lost() -> Result<()> {
+    in_netns(|| numbers_stay_in_order(false, false, 1))?;
+    in_netns(|| numbers_stay_in_order(true, false, 1))
+}
+
+#[test]
+fn datagrams_over_ipv6_arrive_in_order_and_none_is_lost() -> Result<()> {
+    in_netns(|| numbers_stay_in_order(false, true, 1))?;
+    in_netns(|| numbers_stay_in_order(true, true, 1))
+}
+
+#[test]
+fn holding_and_releasing_again_and_again_under_traffic_loses_nothing() -> Result<()> {
+    in_netns(|| numbers_stay_in_order(false, false, 10))?;
+    in_netns(|| numbers_stay_in_order(true, true, 10))
+}
+
+/// Sends one datagram to each port of an app.
+fn poke(app: &NetSpec, ports: &[u16]) -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    for port in ports {
+        socket.send_to(b"?", (app.addrs.v4, *port))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_not_published_is_counted_and_wakes_nothing() -> Result<()> {
+    in_netns(|| async {
+        let world = World::new()?;
+        let (gate, mut events) = Gate::open(config(&world)).await?;
+        let app = world.app(5);
+        gate.register("dns", app.addrs, &[DNS]);
+        poke(&app, &[54, 80, 5353])?;
+        poke(&world.app(6), &[53])?;
+        poke(&app, &[53, 53])?;
+        assert_eq!(
+            next(&mut events).await?,
+            GateEvent {
+                app: "dns".into(),
+                port: DNS
+            }
+        );
+        until("both packets", || gate.held("dns") == 2).await?;
+        assert_eq!(gate.counts("dns").map(|counts| counts.not_published), Some(3));
+        assert_eq!(
+            gate.strays(),
+            StrayCounts {
+                unknown: 1,
+                malformed: 0
+            }
+        );
+        assert!(events.try_recv().is_err());
+        assert_eq!(gate.discard("dns"), 2);
+        poke(&app, &[53])?;
+        assert_eq!(next(&mut events).await?.port, DNS);
+        Ok(())
+    })
+}
+
+#[test]
+fn held_packets_are_bounded_and_the_rest_is_counted() -> Result<()> {
+    in_netns(|| async {
+        let world = World::new()?;
+        let config = GateConfig {
+            max_held_per_app: 10,
+            ..config(&world)
+        };
+        let (gate, mut events) = Gate::open(config).await?;
+        let app = world.app(5);
+        gate.register("dns", app.addrs, &[DNS]);
+        poke(&app, &[53; 50])?;
+        next(&mut events).await?;
+        until("50 packets", || {
+            gate.counts("dns")
+                .is_some_and(|counts| counts.held + counts.overflowed == 50)
+        })
+        .await?;
+        assert_eq!(
+            (
+                gate.held("dns"),
+                gate.counts("dns").map(|counts| counts.overflowed)
+            ),
+            (10, Some(40))
+        );
+        Ok(())
+    })
+}
+
+/// One question, one answer: the app behind `app` is reached without the gate's help.
+async fn answers(app: &NetSpec) -> Result<()> {
+    let address = app.addrs.v4.into();
+    let server = joined(inside(&app.netns, move || udp_socket(address, 53))).await?;
+    let client = udp_socket(Ipv4Addr::UNSPECIFIED.into(), 0)?;
+    let asked = std::thread::spawn(move || -> Result<()> {
+        client.send_to(b"?", (address, 53))?;
+        let (_, asker) = server.recv_from(&mut [0; 8])?;
+        server.send_to(b"!", asker)?;
+        let (_, from) = client.recv_from(&mut [0; 8])?;
+        ensure!(from == SocketAddr::new(address, 53), "answered by {from}");
+        Ok(())
+    });
+    joined(asked).await
+}
+
+#[test]
+fn device_and_routes_outlive_the_agent_and_are_taken_up_again() -> Result<()> {
+    in_netns(|| async {
+        let world = World::new()?;
+        let config = config(&world);
+        let (hot, asleep) = (world.app(5), world.app(6));
+        net::create(&hot).await?;
+
+        let (gate, _events) = Gate::open(config.clone()).await?;
+        gate.register("hot", hot.addrs, &[DNS]);
+        gate.release("hot", &hot.link).await?;
+        let refused = Gate::open(config.clone())
+            .await
+            .err()
+            .map(|error| error.to_string());
+        assert!(refused.is_some_and(|text| text.contains("another agent")));
+        let before = traces()?;
+        // As a kill leaves it: the descriptor closed, nothing taken away.
+        gate.close().await;
+        assert!(matches!(gate.hold("hot").await, Err(GateError::Closed)));
+        drop(gate);
+        let carrierless = traces()?;
+        for route in [
+            "10.77.0.0/16 dev pico0",
+            "fd77:7069:636f::/64 dev pico0",
+            "10.77.0.5 dev app5",
+        ] {
+            assert!(carrierless.contains(route), "{route} in {carrierless}");
+        }
+        answers(&hot).await?;
+        // Nobody reads: lost, but no error for the client.
+        poke(&asleep, &[53])?;
+
+        let (gate, mut events) = Gate::open(config.clone()).await?;
+        assert_eq!(traces()?, before);
+        gate.register("hot", hot.addrs, &[DNS]);
+        gate.register("asleep", asleep.addrs, &[DNS]);
+        gate.adopt("hot", &hot.link).await?;
+        answers(&hot).await?;
+        poke(&asleep, &[53])?;
+        assert_eq!(
+            next(&mut events).await?,
+            GateEvent {
+                app: "asleep".into(),
+                port: DNS
+            }
+        );
+        assert_eq!((gate.held("hot"), gate.held("asleep")), (0, 1));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_device_deleted_by_others_ends_the_events() -> Result<()> {
+    in_netns(|| async {
+        let world = World::new()?;
+        let (gate, mut events) = Gate::open(config(&world)).await?;
+        ip("link del pico0")?;
+        assert_eq!(tokio::time::timeout(LIMIT, events.recv()).await?, None);
+        gate.register("web", world.app(5).addrs, &[HTTP]);
+        assert!(matches!(gate.hold("web").await, Err(GateError::Closed)));
+        Ok(())
+    })
+}
+
+#[test]
+fn removing_leaves_no_trace() -> Result<()> {
+    in_netns(|| async {
+        let world = World::new()?;
+        let config = config(&world);
+        ip("link add uplink type veth peer name downlink")?;
+        std::fs::write("/proc/sys/net/ipv4/conf/uplink/forwarding", "1")?;
+        let before = traces()?;
+        Gate::remove(&config).await?;
+        assert_eq!(traces()?, before);
+
+        let app = world.app(5);
+        net::create(&app).await?;
+        let (gate, _events) = Gate::open(config.clone()).await?;
+        gate.register("web", app.addrs, &[HTTP]);
+        gate.release("web", &app.link).await?;
+        gate.hold("web").await?;
+        gate.release("web", &app.link).await?;
+        let open = traces()?;
+        assert!(
+            open.contains("ipv4/conf/uplink/forwarding 1") && open.contains("ipv6/conf/uplink/accept_ra 2")
+        );
+        assert!(open.contains("10.77.0.5 dev app5"));
+        gate.close().await;
+        // The app is hot still: its routes must go although its device stays.
+        Gate::remove(&config).await?;
+        assert!(!traces()?.contains("10.77.0.5 dev app5"));
+        assert!(!config.state_file.exists());
+        net::remove(&app).await?;
+        assert_eq!(traces()?, before);
+        Gate::remove(&config).await?;
+        assert_eq!(traces()?, before);
+        Ok(())
+    })
+}
+
+#[test]
+fn forwarding_stays_on_until_the_last_gate_of_the_host_is_removed() -> Result<()> {
+    in_netns(|| async {
+        let world = World::new()?;
+        let before = traces()?;
+        let first = config(&world);
+        let second = GateConfig {
+            tun: "pico1".to_owned(),
+            v4: (Ipv4Addr::new(10, 78, 0, 0), 16),
+            v6: (Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 0), 64),
+            ..first.clone()
+        };
+        let (gate, _events) = Gate::open(first.clone()).await?;
+        let (other, mut events) = Gate::open(second.clone()).await?;
+        gate.close().await;
+        Gate::remove(&first).await?;
+        let left = traces()?;
+        assert!(left.contains("conf/all/forwarding 1") && left.contains("10.78.0.0/16 dev pico1"));
+        other.register(
+            "dns",
+            Addresses {
+                v4: Ipv4Addr::new(10, 78, 0, 5),
+                ..world.app(5).addrs
+            },
+            &[DNS],
+        );
+        UdpSocket::bind("0.0.0.0:0")?.send_to(b"?", "10.78.0.5:53")?;
+        next(&mut events).await?;
+        other.close().await;
+        Gate::remove(&second).await?;
+        assert_eq!(traces()?, before);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_changed_configuration_replaces_the_old_one_on_the_same_device() -> Result<()> {
+    in_netns(|| async {
+        let world = World::new()?;
+        let before = config(&world);
+        let after = GateConfig {
+            v4: (Ipv4Addr::new(10, 99, 0, 0), 16),
+            table: 100,
+            rule_priority: 100,
+            ..before.clone()
+        };
+        let (gate, _events) = Gate::open(before).await?;
+        gate.close().await;
+        let (gate, _events) = Gate::open(after.clone()).await?;
+        let traces_now = traces()?;
+        let stale: Vec<_> = traces_now
+            .lines()
+            .filter(|line| line.contains("7769") || line.contains("10.77.") && !line.contains("blackhole"))
+            .collect();
+        assert!(
+            stale.iter().all(|line| line.starts_with("blackhole")),
+            "{stale:?}"
+        );
+        assert!(traces_now.contains("10.99.0.0/16 dev pico0"));
+        gate.close().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_subnet_of_somebody_else_is_refused() -> Result<()> {
+    in_netns(|| async {
+        let world = World::new()?;
+        ip("link add office type veth peer name office-peer")?;
+        ip("link set office up")?;
+        ip("route add 10.77.0.0/16 dev office")?;
+        match Gate::open(config(&world)).await {
+            Err(GateError::SubnetTaken { subnet }) => assert_eq!(subnet, "10.77.0.0/16"),
+            Err(other) => bail!("{other}"),
+            Ok(_) => bail!("opened"),
+        }
+        let no_room = GateConfig {
+            v4: (Ipv4Addr::new(10, 77, 0, 0), 32),
+            ..config(&world)
+        };
+        assert!(matches!(Gate::open(no_room).await, Err(GateError::NoSubnet(_))));
+        Ok(())
+    })
+}

@@ -1,0 +1,552 @@
+//! The agent as a whole: makes what apps share, starts an actor for each, answers the control socket, and swaps
+//! everything out when the host goes down.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::app::{App, AppHandle, Command};
+use super::host::Host;
+use super::paths::AppPaths;
+use super::record::{Record, RecordError};
+use super::state::Tier;
+use crate::addresses::{AddressError, Request as AddressRequest, Subnets};
+use crate::config::{Config, StoreSection, beside_agent};
+use crate::control::lock::{AgentLock, LockError};
+use crate::control::protocol::{self, AgentStatus, AppDetail, AppSummary, ErrorCode, Failure};
+use crate::control::server::{BindError, Handler, Limits, Server};
+use crate::criu::command::{Criu, CriuError};
+use crate::gate::{Gate, GateConfig, GateError, GateEvent};
+use crate::probes::{ProbeError, Probes};
+use crate::sandbox::net::NetSpec;
+use crate::sandbox::{CgroupError, CgroupTree};
+use crate::store::{Store, StoreConfig, StoreError};
+use crate::units::Timestamp;
+
+/// Before `local` (0) stands nothing; this is well before `main` (32766).
+const RULE_PRIORITY: u32 = 7769;
+/// Packets held for one app, and bytes held for all.
+const HELD_PACKETS: usize = 4096;
+const HELD_BYTES: usize = 64 << 20;
+/// How long an actor that is busy is waited for before its last view is shown.
+const VIEW_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Another one does.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A wake record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The service subnets.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The gate.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// The probes.
+    #[error(transparent)]
+    Probes(#[from] ProbeError),
+    /// Control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// CRIU.
+    #[error(transparent)]
+    Criu(#[from] CriuError),
+    /// The object store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The control socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The state directory.
+    #[error("{path}: {source}")]
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A network that cannot be taken away.
+    #[error(transparent)]
+    Net(#[from] crate::sandbox::net::NetError),
+    /// Signals.
+    #[error("cannot wait for signals: {0}")]
+    Signal(io::Error),
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> AgentError + '_ {
+    move |source| AgentError::File {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Runs an agent until SIGTERM or SIGINT, then swaps out what runs. `ready` is called when it answers.
+///
+/// # Errors
+/// When something it needs is missing; nothing of the host has changed for apps then.
+pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), AgentError> {
+    let _lock = AgentLock::acquire(&config.state_dir)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
+    let records = records(&config)?;
+    let (host, events) = open_host(&config, !records.is_empty()).await?;
+    let agent = Arc::new(Agent::new(Arc::new(host), config, records)?);
+    tokio::spawn(dispatch(events, agent.clone()));
+    tokio::spawn(count_faults(agent.clone()));
+    let server = Server::bind(&agent.socket, Limits::default())?;
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(server.serve(agent.clone(), stop.clone()));
+    ready();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("going down: swapping out what runs");
+    agent.shut_down().await;
+    stop.cancel();
+    let _ = serving.await;
+    agent.host.gate.close().await;
+    Ok(())
+}
+
+/// The wake records there are, by app.
+fn records(config: &Config) -> Result<HashMap<String, Record>, AgentError> {
+    let mut records = HashMap::new();
+    for app in &config.apps {
+        if let Some(record) = Record::read(&AppPaths::new(&config.state_dir, &app.name).dir)? {
+            records.insert(app.name.clone(), record);
+        }
+    }
+    Ok(records)
+}
+
+/// The gate of a configuration.
+fn gate_config(config: &Config) -> GateConfig {
+    let network = &config.network;
+    GateConfig {
+        tun: network.tun.clone(),
+        v4: (network.v4.address, network.v4.prefix),
+        v6: (network.v6.address, network.v6.prefix),
+        table: network.table,
+        rule_priority: RULE_PRIORITY,
+        max_held_per_app: HELD_PACKETS,
+        max_held_bytes: HELD_BYTES,
+        state_file: GateConfig::STATE_FILE.into(),
+    }
+}
+
+/// The first CRIU that runs.
+fn find_criu(config: &Config) -> Result<Criu, CriuError> {
+    let mut last = None;
+    for path in config.criu_candidates() {
+        match Criu::at(&path).and_then(|criu| criu.version().map(|_| criu)) {
+            Ok(criu) => return Ok(criu.with_preload(&beside_agent("libpico_preload.so"))),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| CriuError::Missing("/usr/sbin/criu".into())))
+}
+
+async fn open_host(
+    config: &Config,
+    known: bool,
+) -> Result<(Host, mpsc::UnboundedReceiver<GateEvent>), AgentError> {
+    let criu = find_criu(config)?;
+    let store = match &config.store {
+        None => None,
+        Some(section) => {
+            let store = Store::connect(&store_config(section))?;
+            match store.check().await {
+                Ok(()) => {}
+                // Apps on this host's disk must wake although the store is away.
+                Err(error) if known => tracing::error!(%error, "the object store does not answer"),
+                Err(error) => return Err(error.into()),
+            }
+            Some(store)
+        }
+    };
+    let state_dir = config.state_dir.clone();
+    for dir in ["apps", "netns", "kdat"].map(|name| state_dir.join(name)) {
+        fs::create_dir_all(&dir).map_err(at(&dir))?;
+    }
+    mount_kernel_cache(&state_dir.join("kdat"))?;
+    let cgroups = CgroupTree::open(&config.instance)?;
+    let probes = Probes::load(&cgroups.apps_path())?;
+    let (gate, events) = Gate::open(gate_config(config)).await?;
+    let hidden = [Some(state_dir.clone()), config.file.clone(), credentials(config)];
+    let host = Host {
+        instance: config.instance.clone(),
+        gate,
+        probes,
+        store,
+        cgroups,
+        criu,
+        shim: config.shim(),
+        hidden: hidden.into_iter().flatten().collect(),
+        state_dir,
+    };
+    Ok((host, events))
+}
+
+fn credentials(config: &Config) -> Option<PathBuf> {
+    config.store.as_ref()?.credentials_file.clone()
+}
+
+fn mount_kernel_cache(dir: &Path) -> Result<(), AgentError> {
+    if is_mounted(dir) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("pico"), dir, Some("tmpfs"), flags, Some("size=4m,mode=0700"))
+        .map_err(|error| at(dir)(error.into()))
+}
+
+fn is_mounted(dir: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
+    dir.parent().is_some_and(|parent| device(parent) != device(dir))
+}
+
+/// Takes packets that wait at the gate to the actors.
+async fn dispatch(mut events: mpsc::UnboundedReceiver<GateEvent>, agent: Arc<Agent>) {
+    while let Some(event) = events.recv().await {
+        if let Some(app) = agent.apps.get(event.app.as_ref()) {
+            // Fails only when the actor has ended, and then the host goes down.
+            let _ = app.commands.send(Command::Packet(event.port));
+        }
+    }
+    tracing::error!("the gate's device is gone; sleeping apps cannot be woken by packets any more");
+}
+
+/// Counts the page faults that eBPF sees.
+async fn count_faults(agent: Arc<Agent>) {
+    loop {
+        match agent.host.probes.next_faults().await {
+            Ok(faults) => {
+                for fault in faults {
+                    let name = agent.names.get(fault.app as usize);
+                    if let Some(app) = name.and_then(|name| agent.apps.get(name)) {
+                        app.page_faults.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "page faults are not counted any more");
+                return;
+            }
+        }
+    }
+}
+
+struct Agent {
+    host: Arc<Host>,
+    /// In the order of agent.toml; an app's number is its place here.
+    names: Vec<String>,
+    apps: BTreeMap<String, AppHandle>,
+    socket: PathBuf,
+    since: Timestamp,
+}
+
+impl Agent {
+    fn new(
+        host: Arc<Host>,
+        config: Config,
+        mut records: HashMap<String, Record>,
+    ) -> Result<Agent, AgentError> {
+        let subnets = Subnets::new(config.network.v4, config.network.v6)?;
+        let requests: Vec<AddressRequest<'_>> = config
+            .apps
+            .iter()
+            .map(|app| AddressRequest {
+                app: &app.name,
+                configured: app.address,
+                kept: records.get(&app.name).map(|record| record.addresses.v4),
+            })
+            .collect();
+        let addresses = subnets.allocate(&requests, &reserved(&config))?;
+        let names: Vec<String> = config.apps.iter().map(|app| app.name.clone()).collect();
+        let socket = config.socket();
+        let mut apps = BTreeMap::new();
+        for (number, (app, addresses)) in (0..).zip(config.apps.into_iter().zip(addresses)) {
+            let paths = AppPaths::new(&host.state_dir, &app.name);
+            fs::create_dir_all(&paths.dir).map_err(at(&paths.dir))?;
+            let link = link_name(&host.instance, &app.name);
+            let mut record = match records.remove(&app.name) {
+                Some(record) => record,
+                None => Record::new(&app.name, addresses, &link, Timestamp::now()),
+            };
+            record.addresses = addresses;
+            let name = app.name.clone();
+            apps.insert(name, App::spawn(host.clone(), app, record, number));
+        }
+        Ok(Agent {
+            host,
+            names,
+            apps,
+            socket,
+            since: Timestamp::now(),
+        })
+    }
+
+    fn app(&self, name: &str) -> Result<&AppHandle, Failure> {
+        self.apps
+            .get(name)
+            .ok_or_else(|| Failure::no_such_app(name, self.names.iter().cloned()))
+    }
+
+    async fn ask(
+        &self,
+        name: &str,
+        command: impl FnOnce(super::app::Reply) -> Command,
+    ) -> Result<AppSummary, Failure> {
+        let app = self.app(name)?;
+        let (reply, answer) = oneshot::channel();
+        let gone = || Failure::new(ErrorCode::Busy, "the agent is going down");
+        app.commands.send(command(reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())??;
+        Ok(summary(app))
+    }
+
+    async fn shut_down(&self) {
+        let mut waiting = Vec::new();
+        for app in self.apps.values() {
+            let (done, finished) = oneshot::channel();
+            if app.commands.send(Command::Shutdown(done)).is_ok() {
+                waiting.push(finished);
+            }
+        }
+        for finished in waiting {
+            let _ = finished.await;
+        }
+    }
+}
+
+/// Addresses of apps that are not in agent.toml now but have a record.
+fn reserved(config: &Config) -> BTreeSet<Ipv4Addr> {
+    let configured: BTreeSet<&str> = config.apps.iter().map(|app| app.name.as_str()).collect();
+    let dirs = fs::read_dir(config.state_dir.join("apps"))
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    dirs.filter(|dir| {
+        dir.file_name()
+            .to_str()
+            .is_some_and(|name| !configured.contains(name))
+    })
+    .filter_map(|dir| Record::read(&dir.path()).ok().flatten())
+    .map(|record| record.addresses.v4)
+    .collect()
+}
+
+/// Name of the host's end of an app's veth pair: the same for the same app, at most 15 bytes.
+fn link_name(instance: &str, app: &str) -> String {
+    let hash = blake3::hash(format!("{instance}/{app}").as_bytes()).to_hex();
+    format!("pv{}", &hash[..10])
+}
+
+fn summary(app: &AppHandle) -> AppSummary {
+    let view = app.view.borrow().clone();
+    let mut summary = view.detail.summary;
+    summary.memory_bytes = view.cgroup.and_then(|cgroup| cgroup.memory_current());
+    summary
+}
+
+impl Handler for Agent {
+    async fn list(&self) -> Vec<AppSummary> {
+        self.names
+            .iter()
+            .filter_map(|name| self.apps.get(name))
+            .map(summary)
+            .collect()
+    }
+
+    async fn show(&self, name: &str) -> Result<AppDetail, Failure> {
+        let app = self.app(name)?;
+        let (done, finished) = oneshot::channel();
+        if app.commands.send(Command::Refresh(done)).is_ok() {
+            // An actor in the middle of a swap answers later; what it published last is current enough.
+            let _ = tokio::time::timeout(VIEW_PATIENCE, finished).await;
+        }
+        let mut detail = app.view.borrow().detail.clone();
+        detail.summary = summary(app);
+        detail.page_faults = app.page_faults.load(Ordering::Relaxed);
+        if let Some(wake) = &mut detail.last_wake
+            && detail.summary.pid.is_some()
+        {
+            (wake.fetched_bytes, wake.s3_gets) = app.meter.read();
+        }
+        Ok(detail)
+    }
+
+    async fn start(&self, name: &str) -> Result<AppSummary, Failure> {
+        self.ask(name, Command::Start).await
+    }
+
+    async fn stop(&self, name: &str) -> Result<AppSummary, Failure> {
+        self.ask(name, Command::Stop).await
+    }
+
+    async fn restart(&self, name: &str) -> Result<AppSummary, Failure> {
+        self.ask(name, Command::Restart).await
+    }
+
+    async fn sleep(&self, name: &str, to: Tier, wait: bool) -> Result<AppSummary, Failure> {
+        if wait {
+            return self.ask(name, |reply| Command::Sleep(to, reply)).await;
+        }
+        let app = self.app(name)?;
+        let (reply, _) = oneshot::channel();
+        let _ = app.commands.send(Command::Sleep(to, reply));
+        Ok(summary(app))
+    }
+
+    async fn wake(&self, name: &str) -> Result<AppSummary, Failure> {
+        self.ask(name, Command::Wake).await
+    }
+
+    async fn log_dir(&self, name: &str) -> Result<PathBuf, Failure> {
+        self.app(name)?;
+        Ok(AppPaths::new(&self.host.state_dir, name).logs())
+    }
+
+    async fn status(&self) -> AgentStatus {
+        let mut apps = BTreeMap::new();
+        for app in self.apps.values() {
+            *apps
+                .entry(app.view.borrow().detail.summary.state.clone())
+                .or_default() += 1;
+        }
+        AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: protocol::VERSION,
+            pid: std::process::id(),
+            since: self.since,
+            state_dir: self.host.state_dir.display().to_string(),
+            memory_bytes: own_memory(),
+            apps,
+        }
+    }
+}
+
+/// Resident memory of this process (proc_pid_statm(5)).
+fn own_memory() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * 4096)
+}
+
+/// Takes away everything that a stopped or crashed agent has left on the host: processes, namespaces, devices,
+/// routes, mounts, cgroups. Checkpoints, files and records stay.
+///
+/// # Errors
+/// When the agent still runs, or something cannot be taken away.
+pub async fn cleanup(config: &Config) -> Result<Vec<String>, AgentError> {
+    let mut removed = Vec::new();
+    if !config.state_dir.exists() {
+        Gate::remove(&gate_config(config)).await?;
+        return Ok(removed);
+    }
+    let _lock = AgentLock::acquire(&config.state_dir)?;
+    let tree = CgroupTree::open(&config.instance)?;
+    removed.extend(
+        end_all(&tree)?
+            .into_iter()
+            .map(|app| format!("processes of {app}")),
+    );
+    let apps = config.state_dir.join("apps");
+    for dir in fs::read_dir(&apps).into_iter().flatten().filter_map(Result::ok) {
+        let Some(name) = dir.file_name().to_str().map(str::to_owned) else {
+            continue;
+        };
+        let paths = AppPaths::new(&config.state_dir, &name);
+        let addrs = match Record::read(&paths.dir) {
+            Ok(Some(record)) => record.addresses,
+            _ => Subnets::new(config.network.v4, config.network.v6)?.gate(),
+        };
+        let link = link_name(&config.instance, &name);
+        let net = NetSpec {
+            netns: paths.netns.clone(),
+            link,
+            addrs,
+        };
+        if crate::sandbox::net::exists(&net) {
+            removed.push(format!("network of {name}"));
+        }
+        crate::sandbox::net::remove(&net).await?;
+        unmount(&paths.root())?;
+        let _ = fs::remove_file(paths.shim_socket());
+    }
+    Gate::remove(&gate_config(config)).await?;
+    unmount(&config.state_dir.join("kdat"))?;
+    tree.remove_all()?;
+    let _ = fs::remove_file(config.socket());
+    Ok(removed)
+}
+
+/// Ends every process of apps and shims.
+fn end_all(tree: &CgroupTree) -> Result<Vec<String>, AgentError> {
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+        entries
+            .filter(|entry| entry.path().is_dir())
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
+    };
+    let apps = tree.apps_path();
+    let mut ended = Vec::new();
+    for app in names(&apps) {
+        for run in names(&apps.join(&app))
+            .iter()
+            .filter_map(|run| run.strip_prefix("run-")?.parse().ok())
+        {
+            let run = tree.run(&app, run)?;
+            if run.populated()? && !ended.contains(&app) {
+                ended.push(app.clone());
+            }
+            run.kill()?;
+        }
+        let shim = tree.shim(&app)?;
+        if shim.path().exists() {
+            shim.kill()?;
+        }
+    }
+    Ok(ended)
+}
+
+/// The store's part of a configuration, as the store's client takes it.
+pub fn store_config(section: &StoreSection) -> StoreConfig {
+    StoreConfig {
+        endpoint: section.endpoint.clone(),
+        bucket: section.bucket.clone(),
+        region: section.region.clone(),
+        prefix: section.prefix.clone(),
+        create_bucket: section.create_bucket,
+        access_key_id: section.access_key_id.clone(),
+        secret_access_key: section
+            .secret_access_key
+            .as_ref()
+            .map(|secret| crate::store::Secret(secret.0.clone())),
+        credentials_file: section.credentials_file.clone(),
+    }
+}
+
+fn unmount(path: &Path) -> Result<(), AgentError> {
+    match umount2(path, MntFlags::empty()) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
+        Err(error) => Err(at(path)(error.into())),
+    }
+}

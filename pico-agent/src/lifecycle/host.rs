@@ -1,0 +1,38 @@
+//! What all apps of an agent share: the gate, the probes, the store, the cgroup tree, and how shims are started.
+
+use std::path::PathBuf;
+
+use crate::criu::command::Criu;
+use crate::gate::Gate;
+use crate::probes::Probes;
+use crate::sandbox::CgroupTree;
+use crate::store::Store;
+
+/// The agent's part of the host.
+pub struct Host {
+    /// The agent's state directory.
+    pub state_dir: PathBuf,
+    /// Tells several agents on one host apart.
+    pub instance: String,
+    /// Holds packets of apps that sleep.
+    pub gate: Gate,
+    /// Sees what apps do.
+    pub probes: Probes,
+    /// Object storage, if there is one.
+    pub store: Option<Store>,
+    /// Where cgroups are made.
+    pub cgroups: CgroupTree,
+    /// How CRIU is started.
+    pub criu: Criu,
+    /// The `pico-shim` program.
+    pub shim: PathBuf,
+    /// Paths of the host that no app may see.
+    pub hidden: Vec<PathBuf>,
+}
+
+impl Host {
+    /// The tmpfs that CRIU keeps what it learned of the kernel on.
+    pub fn kernel_cache(&self) -> PathBuf {
+        self.state_dir.join("kdat")
+    }
+}

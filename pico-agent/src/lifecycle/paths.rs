@@ -1,0 +1,82 @@
+//! Where an app's things lie below the state directory. Names only; makes and removes nothing.
+
+use std::path::{Path, PathBuf};
+
+/// The paths of one app.
+#[derive(Debug, Clone)]
+pub struct AppPaths {
+    /// `STATE/apps/NAME`: all of it but the network namespace.
+    pub dir: PathBuf,
+    /// File that the network namespace is bound to.
+    pub netns: PathBuf,
+}
+
+impl AppPaths {
+    /// The paths of app `name` in `state_dir`.
+    pub fn new(state_dir: &Path, name: &str) -> Self {
+        AppPaths {
+            dir: state_dir.join("apps").join(name),
+            netns: state_dir.join("netns").join(name),
+        }
+    }
+
+    /// The writable layer.
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join("upper")
+    }
+
+    /// Overlayfs's own directory.
+    pub fn overlay_work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// Where the root is mounted.
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// The shim's socket.
+    pub fn shim_socket(&self) -> PathBuf {
+        self.dir.join("shim.sock")
+    }
+
+    /// What lives as long as one shim.
+    pub fn run(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    /// What the app printed.
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("logs")
+    }
+
+    /// Local copies of page objects.
+    pub fn pages(&self) -> PathBuf {
+        self.dir.join("pages")
+    }
+
+    /// All local checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.dir.join("ckpt")
+    }
+
+    /// One complete local checkpoint.
+    pub fn checkpoint(&self, generation: u64) -> PathBuf {
+        self.checkpoints().join(generation.to_string())
+    }
+
+    /// One that is being made or fetched.
+    pub fn unfinished(&self, generation: u64) -> PathBuf {
+        self.checkpoints().join(format!("{generation}.tmp"))
+    }
+
+    /// Copy of the manifest in the store: part of the wake record.
+    pub fn manifest(&self) -> PathBuf {
+        self.dir.join("manifest.json")
+    }
+
+    /// Objects of a checkpoint on their way to the store.
+    pub fn transfer(&self, generation: u64) -> PathBuf {
+        self.dir.join("transfer").join(generation.to_string())
+    }
+}

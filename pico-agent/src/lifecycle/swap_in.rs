@@ -1,0 +1,309 @@
+//! From a checkpoint to a running app.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::app::{App, now};
+use super::record::{Phase, Wake};
+use super::state::{Event, Tier};
+use super::transfer::{Remote, TransferError};
+use crate::checkpoint::index::ObjectId;
+use crate::control::protocol::{ErrorCode, Failure};
+use crate::sandbox::Cgroup;
+use crate::shim::client::ShimClient;
+use crate::shim::protocol::{self as shim, Request, ShimConfig};
+use crate::units::Timestamp;
+
+/// How long a block that a fault waits for is tried to be fetched before the app is ended.
+const FETCH_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two tries to fetch a block that the store did not give.
+const FETCH_PAUSE: Duration = Duration::from_millis(500);
+
+/// Why an app did not come to run.
+pub(super) struct NotRunning {
+    reason: String,
+    /// Trying again cannot help until its owner does something.
+    permanent: bool,
+}
+
+impl NotRunning {
+    pub(super) fn new(reason: impl std::fmt::Display) -> Self {
+        NotRunning {
+            reason: reason.to_string(),
+            permanent: false,
+        }
+    }
+
+    pub(super) fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+/// Measures the steps of a wake.
+struct Stopwatch {
+    began: Instant,
+    last: Instant,
+    phases: Vec<Phase>,
+}
+
+impl Stopwatch {
+    fn new() -> Self {
+        let began = Instant::now();
+        Stopwatch {
+            began,
+            last: began,
+            phases: Vec::new(),
+        }
+    }
+
+    fn lap(&mut self, name: &str) {
+        let ms = self.last.elapsed().as_secs_f64() * 1000.0;
+        self.phases.push(Phase {
+            name: name.to_owned(),
+            ms,
+        });
+        self.last = Instant::now();
+    }
+}
+
+impl App {
+    /// Swaps the app in and lets its packets through.
+    pub(super) async fn wake(&mut self, trigger: &str) -> Result<(), Failure> {
+        let Some(from) = self.state().checkpoint() else {
+            let state = self.state();
+            let failure = self.wrong_state(format!("an app that is {state} has no checkpoint to wake from"));
+            return Err(failure.hint(format!("pico-agent app start {}", self.config.name)));
+        };
+        let at = Timestamp::now();
+        self.settle_upload(true).await;
+        self.apply(Event::Wake, &format!("woken by {trigger}"));
+        self.meter.reset();
+        let mut watch = Stopwatch::new();
+        match self.swap_in(from, &mut watch).await {
+            Ok(()) => {
+                let counters = &mut self.record.counters;
+                match from {
+                    Tier::Warm => counters.wakes_warm += 1,
+                    Tier::Cold => counters.wakes_cold += 1,
+                }
+                let (fetched_bytes, s3_gets) = self.meter.read();
+                self.record.last_wake = Some(Wake {
+                    at,
+                    tier: from,
+                    trigger: trigger.to_owned(),
+                    total_ms: watch.began.elapsed().as_secs_f64() * 1000.0,
+                    phases: watch.phases,
+                    fetched_bytes,
+                    s3_gets,
+                    faults: 0,
+                    pages_installed: 0,
+                });
+                self.apply(Event::Woken, &format!("woken by {trigger}"));
+                self.save();
+                Ok(())
+            }
+            Err(failed) => {
+                self.record.counters.failed_wakes += 1;
+                self.fail("wake", &failed.reason);
+                self.leave_run().await;
+                self.end_stray_runs().await;
+                self.host.gate.discard(&self.config.name);
+                if failed.permanent {
+                    self.apply(Event::WakeRefused, &failed.reason);
+                } else {
+                    self.back_off_wake();
+                    self.apply(Event::WakeFailed, &failed.reason);
+                }
+                self.save();
+                let message = format!("'{}' could not be woken ({})", self.config.name, failed.reason);
+                Err(Failure::new(ErrorCode::RestoreFailed, message))
+            }
+        }
+    }
+
+    async fn swap_in(&mut self, from: Tier, watch: &mut Stopwatch) -> Result<(), NotRunning> {
+        let generation = self.record.checkpoint.generation;
+        let net = self.net();
+        let network = crate::sandbox::net::create(&net);
+        if from == Tier::Cold {
+            let remote = self
+                .remote()
+                .ok_or_else(|| NotRunning::new("there is no [store] in agent.toml"))?;
+            let (fetched, network) = tokio::join!(remote.download(generation), network);
+            network.map_err(NotRunning::new)?;
+            fetched.map_err(NotRunning::new)?;
+            self.record.checkpoint.local = Some(generation);
+            watch.lap("fetch");
+        } else {
+            network.await.map_err(NotRunning::new)?;
+        }
+        let (client, mut events, cgroup) = self.shim().await?;
+        watch.lap("sandbox");
+        let checkpoint = self.paths.checkpoint(generation);
+        client
+            .send(&Request::Restore { checkpoint })
+            .await
+            .map_err(NotRunning::new)?;
+        let pid = self.running(&client, &mut events).await?;
+        watch.lap("restore");
+        self.live(client, events, cgroup, pid);
+        let link = &self.record.link;
+        self.host
+            .gate
+            .release(&self.config.name, link)
+            .await
+            .map_err(NotRunning::new)?;
+        watch.lap("release");
+        Ok(())
+    }
+
+    /// A shim for a new run, with root and cgroup ready.
+    pub(super) async fn shim(
+        &mut self,
+    ) -> Result<(ShimClient, mpsc::UnboundedReceiver<shim::Event>, Cgroup), NotRunning> {
+        let run = self.runs().last().copied().unwrap_or(0).max(self.record.run) + 1;
+        self.record.run = run;
+        let limits = self.limits();
+        let name = self.config.name.clone();
+        let cgroups = &self.host.cgroups;
+        cgroups.app(&name, &limits).map_err(NotRunning::new)?;
+        let cgroup = cgroups.run(&name, run).map_err(NotRunning::new)?;
+        cgroup.create().map_err(NotRunning::new)?;
+        let shim_cgroup = cgroups.shim(&name).map_err(NotRunning::new)?;
+        shim_cgroup.create().map_err(NotRunning::new)?;
+        let root = self.root();
+        self.mount_root(&root)?;
+        let work = self.paths.run();
+        let _ = std::fs::remove_dir_all(&work);
+        std::fs::create_dir_all(&work).map_err(NotRunning::new)?;
+        let config = ShimConfig {
+            app: name,
+            socket: self.paths.shim_socket(),
+            work: work.clone(),
+            pages: self.paths.pages(),
+            logs: self.paths.logs(),
+            log_bytes: crate::logs::MAX_BYTES,
+            log_files: crate::logs::KEEP,
+            kernel_cache: self.host.kernel_cache(),
+            criu: self.host.criu.clone(),
+            netns: self.paths.netns.clone(),
+            root,
+            cgroup: cgroup.clone(),
+            shim_cgroup,
+            fault_timeout_s: FETCH_PATIENCE.as_secs(),
+        };
+        let log = std::fs::File::create(work.join("shim.log")).map_err(NotRunning::new)?;
+        let (client, mut events) = ShimClient::spawn(&self.host.shim, &config, log)
+            .await
+            .map_err(NotRunning::new)?;
+        match events.recv().await {
+            Some(shim::Event::Hello { .. }) => Ok((client, events, cgroup)),
+            _ => {
+                let said = std::fs::read_to_string(work.join("shim.log")).unwrap_or_default();
+                Err(NotRunning::new(format!(
+                    "the shim did not start: {}",
+                    said.trim()
+                )))
+            }
+        }
+    }
+
+    /// Waits until the app runs; blocks that it needs meanwhile are fetched.
+    pub(super) async fn running(
+        &mut self,
+        client: &ShimClient,
+        events: &mut mpsc::UnboundedReceiver<shim::Event>,
+    ) -> Result<i32, NotRunning> {
+        loop {
+            match events.recv().await {
+                Some(shim::Event::Running { pid, .. }) => return Ok(pid),
+                Some(shim::Event::Failed {
+                    reason, permanent, ..
+                }) => {
+                    return Err(NotRunning { reason, permanent });
+                }
+                Some(shim::Event::Need { object, block }) => self.serve_block_to(client, object, block),
+                Some(shim::Event::Exited { exit, reason }) => {
+                    let why = reason.unwrap_or_else(|| format!("the app ended at once ({exit})"));
+                    return Err(NotRunning::new(why));
+                }
+                Some(_) => {}
+                None => return Err(NotRunning::new("the shim was lost before the app ran")),
+            }
+        }
+    }
+
+    /// Ends runs that no shim of this actor looks after.
+    pub(super) async fn end_stray_runs(&mut self) {
+        for run in self.runs() {
+            if let Ok(cgroup) = self.host.cgroups.run(&self.config.name, run) {
+                self.end_run(cgroup).await;
+            }
+        }
+    }
+
+    fn mount_root(&self, root: &crate::sandbox::RootSpec) -> Result<(), NotRunning> {
+        let mounted = nix::sys::statfs::statfs(&root.mountpoint)
+            .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
+        if mounted {
+            Ok(())
+        } else {
+            crate::sandbox::mount_root(root).map_err(NotRunning::new)
+        }
+    }
+
+    /// Fetches a block that a fault of the running app waits for.
+    pub(super) fn serve_block(&self, object: ObjectId, block: u64) {
+        if let Some(live) = &self.live {
+            self.serve_block_to(&live.client, object, block);
+        }
+    }
+
+    pub(super) fn serve_block_to(&self, client: &ShimClient, object: ObjectId, block: u64) {
+        let (client, remote, app) = (client.clone(), self.remote(), self.config.name.clone());
+        let fetching = self.fetching.clone();
+        fetching.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move {
+            let request = match fetch(remote, object, block).await {
+                Ok(()) => Request::Block { object, block },
+                Err(error) => {
+                    tracing::error!(app, %object, block, %error, "a page cannot be had");
+                    Request::Lost {
+                        object,
+                        block,
+                        reason: error.to_string(),
+                    }
+                }
+            };
+            // A shim that is gone needs no page.
+            let _ = client.send(&request).await;
+            fetching.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    pub(super) fn now(&self) -> super::policy::Monotonic {
+        now()
+    }
+}
+
+/// Fetches one block; a store that is away may come back for as long as the app can wait.
+async fn fetch(remote: Option<Remote>, object: ObjectId, block: u64) -> Result<(), Arc<TransferError>> {
+    let none = || TransferError::Content {
+        what: "the store",
+        reason: "there is no [store] in agent.toml".into(),
+    };
+    let remote = remote.ok_or_else(|| Arc::new(none()))?;
+    let until = Instant::now() + FETCH_PATIENCE;
+    loop {
+        match remote.fetch_block(object, block).await {
+            Ok(()) => return Ok(()),
+            Err(TransferError::Store(error)) if error.is_transient() && Instant::now() < until => {
+                tokio::time::sleep(FETCH_PAUSE).await;
+            }
+            Err(error) => return Err(Arc::new(error)),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! From a running app to a checkpoint.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+use super::app::App;
+use super::state::Event;
+use crate::checkpoint::index::{ObjectId, PageIndex};
+use crate::checkpoint::local::INDEX_FILE;
+use crate::control::protocol::{ErrorCode, Failure};
+use crate::shim::protocol::{self as shim, DumpSummary, Exit, Request};
+use crate::units::Timestamp;
+
+/// How a swap-out ended.
+enum Outcome {
+    Slept(DumpSummary),
+    /// The app runs on.
+    Refused(String),
+    /// The app ended by itself meanwhile.
+    Exited(Exit, Option<String>),
+    /// The shim is gone.
+    Lost,
+}
+
+impl App {
+    /// Swaps the app out. Packets are held from the first moment; any that come before the point of no return
+    /// call it off.
+    pub(super) async fn sleep(&mut self, why: &str) -> Result<(), Failure> {
+        self.settle_upload(false).await;
+        self.apply(Event::SwapOut, why);
+        if let Err(error) = self.host.gate.hold(&self.config.name).await {
+            return self
+                .slept_not(format!("its packets cannot be held: {error}"))
+                .await;
+        }
+        let generation = self.next_generation();
+        match self.swap_out(generation).await {
+            Outcome::Slept(summary) => {
+                self.slept(generation, &summary, why).await;
+                Ok(())
+            }
+            Outcome::Refused(reason) => {
+                self.discard_generation(generation);
+                self.slept_not(reason).await
+            }
+            Outcome::Exited(exit, reason) => {
+                self.discard_generation(generation);
+                let failure = format!("'{}' ended while it was swapped out ({exit})", self.config.name);
+                self.exited(exit, reason).await;
+                Err(Failure::new(ErrorCode::SleepFailed, failure))
+            }
+            Outcome::Lost => {
+                self.lost("its shim was lost while it was swapped out").await;
+                Err(Failure::new(ErrorCode::SleepFailed, "its shim was lost"))
+            }
+        }
+    }
+
+    async fn swap_out(&mut self, generation: u64) -> Outcome {
+        let Some(mut live) = self.live.take() else {
+            return Outcome::Lost;
+        };
+        let outcome = self.dump(&live.client, &mut live.events, generation).await;
+        self.live = Some(live);
+        outcome
+    }
+
+    async fn dump(
+        &mut self,
+        client: &crate::shim::client::ShimClient,
+        events: &mut tokio::sync::mpsc::UnboundedReceiver<shim::Event>,
+        generation: u64,
+    ) -> Outcome {
+        let unfinished = self.paths.unfinished(generation);
+        let _ = fs::remove_dir_all(&unfinished);
+        if let Err(error) = fs::create_dir_all(&unfinished) {
+            return Outcome::Refused(format!("{}: {error}", unfinished.display()));
+        }
+        let request = Request::Dump {
+            checkpoint: unfinished.clone(),
+            generation,
+        };
+        if client.send(&request).await.is_err() {
+            return Outcome::Lost;
+        }
+        let mut made = None;
+        let mut called_off = None;
+        loop {
+            match events.recv().await {
+                Some(shim::Event::Need { object, block }) => self.serve_block_to(client, object, block),
+                Some(shim::Event::DumpReady(summary)) => {
+                    called_off = self.point_of_no_return(generation).err();
+                    made = Some(summary);
+                    let commit = Request::Commit {
+                        accept: called_off.is_none(),
+                    };
+                    if client.send(&commit).await.is_err() {
+                        return Outcome::Lost;
+                    }
+                }
+                Some(shim::Event::Dumped) => {
+                    return match made {
+                        Some(summary) => Outcome::Slept(summary),
+                        None => Outcome::Lost,
+                    };
+                }
+                Some(shim::Event::Failed {
+                    reason,
+                    running: true,
+                    ..
+                }) => {
+                    return Outcome::Refused(called_off.unwrap_or(reason));
+                }
+                Some(shim::Event::Failed { reason, .. }) => {
+                    return Outcome::Exited(Exit::Signal(9), Some(reason));
+                }
+                Some(shim::Event::Exited { exit, reason }) => return Outcome::Exited(exit, reason),
+                Some(_) => {}
+                None => return Outcome::Lost,
+            }
+        }
+    }
+
+    /// Decides whether the app ends now. The checkpoint is complete and synced; it gets its name here, so that
+    /// from here on there is always one whole state to wake from.
+    fn point_of_no_return(&self, generation: u64) -> Result<(), String> {
+        let held = self.host.gate.held(&self.config.name);
+        if held > 0 {
+            return Err(format!("{held} packets came for it meanwhile"));
+        }
+        let (from, to) = (
+            self.paths.unfinished(generation),
+            self.paths.checkpoint(generation),
+        );
+        let named = fs::rename(&from, &to).and_then(|()| sync_dir(&self.paths.checkpoints()));
+        named.map_err(|error| format!("{}: {error}", to.display()))
+    }
+
+    async fn slept(&mut self, generation: u64, summary: &DumpSummary, why: &str) {
+        tracing::info!(app = self.config.name, generation, ?summary, "swapped out");
+        if let Some(live) = self.live.take() {
+            self.end_run(live.cgroup).await;
+        }
+        let checkpoint = &mut self.record.checkpoint;
+        checkpoint.generation = generation;
+        checkpoint.local = Some(generation);
+        checkpoint.taken = Some(Timestamp::now());
+        checkpoint.bytes = (summary.stored_pages + summary.carried_pages)
+            * crate::checkpoint::index::PAGE_SIZE
+            + summary.image_bytes;
+        self.record.counters.sleeps += 1;
+        self.sleep_succeeded();
+        self.apply(Event::Slept, why);
+        self.save();
+        if let Err(error) = self.remove_old(generation) {
+            tracing::warn!(app = self.config.name, error, "cannot remove old checkpoints");
+        }
+    }
+
+    /// The app goes on; its packets get through again.
+    async fn slept_not(&mut self, reason: String) -> Result<(), Failure> {
+        self.record.counters.failed_sleeps += 1;
+        self.sleep_failed();
+        self.fail("swap-out", &reason);
+        let link = self.record.link.clone();
+        if let Err(error) = self.host.gate.release(&self.config.name, &link).await {
+            tracing::error!(app = self.config.name, %error, "cannot let packets through again");
+        }
+        self.apply(Event::SwapOutFailed, &reason);
+        self.save();
+        let message = format!(
+            "'{}' could not be put to sleep and runs on ({reason})",
+            self.config.name
+        );
+        Err(Failure::new(ErrorCode::SleepFailed, message))
+    }
+
+    /// One more than any that was ever begun.
+    fn next_generation(&self) -> u64 {
+        let dirs = fs::read_dir(self.paths.checkpoints())
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok);
+        let begun = dirs.filter_map(|dir| {
+            dir.file_name()
+                .to_str()
+                .and_then(|name| name.trim_end_matches(".tmp").parse::<u64>().ok())
+        });
+        begun.max().unwrap_or(0).max(self.record.checkpoint.generation) + 1
+    }
+
+    /// Removes what a swap-out that did not happen has made.
+    fn discard_generation(&self, generation: u64) {
+        let _ = fs::remove_dir_all(self.paths.unfinished(generation));
+        let _ = fs::remove_dir_all(self.paths.checkpoint(generation));
+        let of_it = |id: ObjectId| id.generation == generation;
+        let _ = remove_pages(&self.paths.pages(), of_it);
+    }
+
+    /// Removes older checkpoints, and local copies of page objects that the newest one does not need.
+    fn remove_old(&self, generation: u64) -> Result<(), String> {
+        let words = |error: std::io::Error| error.to_string();
+        for dir in fs::read_dir(self.paths.checkpoints()).map_err(words)? {
+            let dir = dir.map_err(words)?;
+            if dir.file_name().to_str() != Some(&generation.to_string()) {
+                fs::remove_dir_all(dir.path()).map_err(words)?;
+            }
+        }
+        let bytes = fs::read(self.paths.checkpoint(generation).join(INDEX_FILE)).map_err(words)?;
+        let index = PageIndex::decode(&bytes).map_err(|error| error.to_string())?;
+        let needed: HashSet<ObjectId> = index.objects.iter().map(|object| object.id).collect();
+        remove_pages(&self.paths.pages(), |id| !needed.contains(&id)).map_err(words)
+    }
+}
+
+/// Removes the local copies of page objects for which `unwanted` holds.
+fn remove_pages(pages: &Path, unwanted: impl Fn(ObjectId) -> bool) -> std::io::Result<()> {
+    for entry in fs::read_dir(pages)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let id = name
+            .to_str()
+            .and_then(|name| name.split_once('.'))
+            .and_then(|(id, _)| {
+                let (generation, number) = id.split_once('-')?;
+                Some(ObjectId {
+                    generation: generation.parse().ok()?,
+                    number: number.parse().ok()?,
+                })
+            });
+        if id.is_some_and(&unwanted) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn sync_dir(dir: &Path) -> std::io::Result<()> {
+    fs::File::open(dir)?.sync_all()
+}

@@ -1,0 +1,202 @@
+//! What agent and shim say to each other: JSON messages, one a packet, on a SOCK_SEQPACKET socket.
+//!
+//! The shim outlives agents, so its protocol is versioned: each side says [`VERSION`] first. Pure data; the two
+//! ends are [`super::server`] and [`super::client`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::index::ObjectId;
+use crate::criu::command::Criu;
+use crate::pager::PagerStats;
+use crate::sandbox::cgroup::Cgroup;
+use crate::sandbox::{RootSpec, SandboxSpec};
+
+/// Version of the protocol. A shim of another version is left alone until its app sleeps.
+pub const VERSION: u32 = 1;
+
+/// Longest packet, in bytes.
+pub const MAX_PACKET: usize = 128 * 1024;
+
+/// What a shim is told when it is started, on its standard input.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ShimConfig {
+    /// Name of the app.
+    pub app: String,
+    /// Where the shim listens for agents; in the app's directory.
+    pub socket: PathBuf,
+    /// Directory for what lives as long as this shim: CRIU's working directory and logs.
+    pub work: PathBuf,
+    /// Directory of the app's local page objects.
+    pub pages: PathBuf,
+    /// Directory of the app's logs.
+    pub logs: PathBuf,
+    /// Rotation: bytes of one log file, and how many old ones are kept.
+    pub log_bytes: u64,
+    /// See `log_bytes`.
+    pub log_files: u32,
+    /// The tmpfs that stands in for `/run` so that CRIU can keep what it learned of the kernel.
+    pub kernel_cache: PathBuf,
+    /// CRIU.
+    pub criu: Criu,
+    /// The app's network namespace.
+    pub netns: PathBuf,
+    /// The app's root.
+    pub root: RootSpec,
+    /// The cgroup of this run of the app.
+    pub cgroup: Cgroup,
+    /// The shim's own cgroup, which is none of the agent's: the shim outlives it.
+    pub shim_cgroup: Cgroup,
+    /// How long a fault may wait for an agent before the app is ended, in seconds.
+    pub fault_timeout_s: u64,
+}
+
+/// From the agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Request {
+    /// First message.
+    Hello {
+        /// The agent's [`VERSION`].
+        version: u32,
+    },
+    /// Start the app afresh.
+    Start(Box<SandboxSpec>),
+    /// Restore the app from a local checkpoint directory; page objects may be incomplete.
+    Restore {
+        /// `ckpt/GEN` of the app.
+        checkpoint: PathBuf,
+    },
+    /// Dump the app into a new directory.
+    Dump {
+        /// `ckpt/GEN.tmp` of the app.
+        checkpoint: PathBuf,
+        /// Its generation.
+        generation: u64,
+    },
+    /// Answer to [`Event::DumpReady`].
+    Commit {
+        /// Whether the app ends now; otherwise it goes on.
+        accept: bool,
+    },
+    /// A block that was needed has been stored.
+    Block {
+        /// Which page object.
+        object: ObjectId,
+        /// Block number.
+        block: u64,
+    },
+    /// A block that was needed cannot be had: the app is ended.
+    Lost {
+        /// Which page object.
+        object: ObjectId,
+        /// Block number.
+        block: u64,
+        /// Why.
+        reason: String,
+    },
+    /// End the app: SIGTERM, and SIGKILL after the grace time.
+    Stop {
+        /// In milliseconds.
+        grace_ms: u64,
+    },
+    /// Say what the pager has done.
+    Stats,
+}
+
+/// Where a shim stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Nothing was asked of it yet.
+    Idle,
+    /// The app is being started or restored.
+    Starting,
+    /// The app runs.
+    Running,
+    /// The app is being dumped.
+    Dumping,
+    /// The app has ended.
+    Ended,
+}
+
+/// How an app ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// It exited with a status.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exit status {code}"),
+            Exit::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// What a swap-out found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpSummary {
+    /// Lazy pages stored by this dump.
+    pub stored_pages: u64,
+    /// Pages that stay where older checkpoints put them.
+    pub carried_pages: u64,
+    /// Bytes of CRIU's images with the eager pages.
+    pub image_bytes: u64,
+    /// Time the app has stood still so far, in microseconds.
+    pub frozen_us: u64,
+}
+
+/// From the shim.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Event {
+    /// First message.
+    Hello {
+        /// The shim's [`VERSION`].
+        version: u32,
+        /// Where it stands.
+        phase: Phase,
+        /// Host process id of the app's first process.
+        pid: Option<i32>,
+    },
+    /// The app runs.
+    Running {
+        /// Host process id of its first process.
+        pid: i32,
+        /// How long it took in the shim, in microseconds.
+        took_us: u64,
+    },
+    /// A start, restore or dump failed.
+    Failed {
+        /// Why, in words for the owner.
+        reason: String,
+        /// Whether the app goes on running (a failed dump).
+        running: bool,
+        /// Whether trying again cannot help until the owner does something.
+        #[serde(default)]
+        permanent: bool,
+    },
+    /// Everything is dumped, checked and synced; the app stands still until [`Request::Commit`].
+    DumpReady(DumpSummary),
+    /// The dumped app has ended; the shim ends.
+    Dumped,
+    /// A fault waits for this block.
+    Need {
+        /// Which page object.
+        object: ObjectId,
+        /// Block number.
+        block: u64,
+    },
+    /// The app ended by itself, by [`Request::Stop`], or because a page could not be had.
+    Exited {
+        /// How.
+        exit: Exit,
+        /// Why the shim ended it, if it did.
+        reason: Option<String>,
+    },
+    /// What the pager has done.
+    Stats(PagerStats),
+}

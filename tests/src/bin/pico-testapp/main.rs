@@ -1,0 +1,158 @@
+//! The app of the scenario tests: one line in, one line out, over TCP and UDP on one port.
+//!
+//! It does on command what apps do and swapping must survive (memory, threads, forks, timers, files,
+//! output, exits), and says whether everything is as it must be. It knows nothing of Picocenter.
+
+mod clocks;
+mod memory;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+/// Kept open: an unlinked file of 2 MiB, which CRIU refuses to dump.
+static GHOST: Mutex<Option<std::fs::File>> = Mutex::new(None);
+
+fn main() -> Result<()> {
+    let mut words = std::env::args().skip(1);
+    let mut port = 7000;
+    while let Some(word) = words.next() {
+        let value = words.next().with_context(|| format!("{word} needs a value"))?;
+        match word.as_str() {
+            "--port" => port = value.parse()?,
+            // For restart policies: an app that ends by itself, at once or after a while.
+            "--exit-after-ms" => {
+                let time = Duration::from_millis(value.parse()?);
+                let code = words.next().context("--exit-after-ms MS CODE")?.parse()?;
+                println!("will exit with {code}");
+                std::thread::spawn(move || {
+                    std::thread::sleep(time);
+                    std::process::exit(code);
+                });
+            }
+            _ => bail!("unknown option {word}"),
+        }
+    }
+    let listener = TcpListener::bind(("::", port)).context("cannot listen")?;
+    let datagrams = UdpSocket::bind(("::", port)).context("cannot bind")?;
+    println!("listening on {port}");
+    std::thread::spawn(move || serve_datagrams(&datagrams));
+    for stream in listener.incoming() {
+        let stream = stream?;
+        std::thread::spawn(move || serve(stream));
+    }
+    Ok(())
+}
+
+fn serve(stream: TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut answers = stream.try_clone()?;
+    for line in BufReader::new(stream).lines() {
+        answers.write_all(format!("{}\n", answer(&line?)).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn serve_datagrams(socket: &UdpSocket) -> Result<()> {
+    let mut packet = [0; 2048];
+    loop {
+        let (length, peer) = socket.recv_from(&mut packet)?;
+        let line = String::from_utf8_lossy(&packet[..length]).trim_end().to_owned();
+        socket.send_to(answer(&line).as_bytes(), peer)?;
+    }
+}
+
+fn answer(line: &str) -> String {
+    // One line, whatever went wrong.
+    run(line).unwrap_or_else(|error| format!("error: {error:#}").replace('\n', " "))
+}
+
+fn run(line: &str) -> Result<String> {
+    let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let ok = |()| "ok".to_owned();
+    match command {
+        "ping" => Ok("pong".into()),
+        "echo" => Ok(rest.into()),
+        "count" => Ok((COUNTER.fetch_add(1, Ordering::SeqCst) + 1).to_string()),
+        "say" => {
+            println!("{rest}");
+            Ok("ok".into())
+        }
+        "complain" => {
+            eprintln!("{rest}");
+            Ok("ok".into())
+        }
+        "env" => Ok(std::env::var(rest).unwrap_or_default()),
+        "where" => Ok(std::env::current_dir()?.display().to_string()),
+        "hostname" => Ok(std::fs::read_to_string("/proc/sys/kernel/hostname")?
+            .trim()
+            .into()),
+        "status" => {
+            let status = std::fs::read_to_string("/proc/self/status")?;
+            let line = status.lines().find(|line| line.starts_with(&format!("{rest}:")));
+            Ok(line
+                .unwrap_or_default()
+                .split_whitespace()
+                .skip(1)
+                .collect::<Vec<_>>()
+                .join(" "))
+        }
+        "read" => Ok(std::fs::read_to_string(rest)?.trim().into()),
+        "list" => {
+            let names =
+                std::fs::read_dir(rest)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            let mut names = names.collect::<Result<Vec<_>>>()?;
+            names.sort();
+            Ok(names.join(" "))
+        }
+        "write" => {
+            let (path, text) = rest.split_once(' ').context("write PATH TEXT")?;
+            std::fs::write(path, text).map(ok).map_err(Into::into)
+        }
+        "ghost" => keep_ghost().map(ok),
+        "unghost" => {
+            *GHOST.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = None;
+            Ok("ok".into())
+        }
+        "spin" => {
+            let end = std::time::Instant::now() + Duration::from_millis(rest.parse()?);
+            while std::time::Instant::now() < end {}
+            Ok("ok".into())
+        }
+        "exit" => std::process::exit(rest.parse()?),
+        "abort" => std::process::abort(),
+        "clock" => clocks::now(),
+        "timers" => clocks::arm(Duration::from_millis(rest.parse()?)).map(ok),
+        "fired" => Ok(clocks::fired()),
+        "fill" => memory::fill(rest.parse()?),
+        "verify" => memory::verify(),
+        "change" => memory::change(rest.parse()?),
+        "discard" => memory::discard(rest.parse()?),
+        "patrol" => memory::patrol(rest.parse()?).map(ok),
+        "patrolled" => Ok(memory::patrolled()),
+        "fork" => memory::verify_in_child(),
+        _ => bail!("unknown command {command}"),
+    }
+}
+
+fn keep_ghost() -> Result<()> {
+    let path = "/tmp/ghost";
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .read(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(&vec![1; 2 << 20])?;
+    std::fs::remove_file(path)?;
+    *GHOST.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(file);
+    Ok(())
+}

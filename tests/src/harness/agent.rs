@@ -1,0 +1,313 @@
+//! `pico-agent` as a background program and as a command line.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::process::{Daemon, output};
+use super::{AgentConfig, bin, until};
+
+/// A started agent. Dropping it ends it and takes away all it made on the host.
+#[derive(Debug)]
+pub struct Agent {
+    /// What it was started with; changes take effect at the next start.
+    pub config: AgentConfig,
+    dir: PathBuf,
+    daemon: Option<Daemon>,
+}
+
+/// What `app show -j` says.
+#[derive(Debug, Clone)]
+pub struct Show(pub Value);
+
+/// What `app show -j` says of the last wake.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct LastWake {
+    /// The state it woke from: `warm` or `cold`.
+    #[serde(alias = "from")]
+    pub tier: String,
+    /// What woke it: a port (`80/tcp`) or `command`.
+    #[serde(default)]
+    pub trigger: String,
+    /// Bytes fetched from the store before the first response.
+    pub fetched_bytes: u64,
+    /// GETs sent to the store before the first response.
+    #[serde(alias = "store_gets")]
+    pub s3_gets: u64,
+    /// Page faults served.
+    #[serde(default)]
+    pub faults: u64,
+    /// Pages put into the app's memory.
+    #[serde(default)]
+    pub pages_installed: u64,
+    /// Milliseconds by phase.
+    #[serde(default, alias = "phases")]
+    pub phases_ms: Value,
+}
+
+impl Show {
+    /// The text at a JSON pointer; empty when there is none.
+    pub fn text(&self, pointer: &str) -> &str {
+        self.0
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    /// The number at a JSON pointer.
+    pub fn number(&self, pointer: &str) -> Option<u64> {
+        self.0.pointer(pointer).and_then(Value::as_u64)
+    }
+
+    /// Its state: `hot`, `warm`, `cold`, `failed`, ...
+    pub fn state(&self) -> &str {
+        self.text("/state")
+    }
+
+    /// Why it is in that state, or why the last attempt to change it failed.
+    pub fn reason(&self) -> &str {
+        self.text("/reason")
+    }
+
+    /// What last went wrong with it: what was being done, and the reason.
+    pub fn last_failure(&self) -> String {
+        format!(
+            "{}: {}",
+            self.text("/last_failure/during"),
+            self.text("/last_failure/reason")
+        )
+    }
+
+    /// Pid of its first process on the host.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn pid(&self) -> Result<u32> {
+        let pid = self
+            .number("/pid")
+            .with_context(|| format!("no pid in {}", self.0))?;
+        Ok(u32::try_from(pid)?)
+    }
+
+    /// Size of its checkpoint as it is stored.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn checkpoint_bytes(&self) -> Result<u64> {
+        self.number("/checkpoint/bytes")
+            .with_context(|| format!("no checkpoint in {}", self.0))
+    }
+
+    /// The last wake.
+    ///
+    /// # Errors
+    /// When there was none.
+    pub fn last_wake(&self) -> Result<LastWake> {
+        let wake = self
+            .0
+            .get("last_wake")
+            .with_context(|| format!("no last_wake in {}", self.0))?;
+        serde_json::from_value(wake.clone()).with_context(|| format!("last_wake: {wake}"))
+    }
+}
+
+impl Agent {
+    /// Starts an agent whose configuration and log lie in `dir`, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready: with its log.
+    pub fn start(config: AgentConfig, dir: &Path) -> Result<Self> {
+        let mut agent = Agent {
+            config,
+            dir: dir.to_owned(),
+            daemon: None,
+        };
+        agent.run()?;
+        Ok(agent)
+    }
+
+    /// Starts it again, with its configuration as it is now.
+    ///
+    /// # Errors
+    /// When it runs already, or does not become ready.
+    pub fn run(&mut self) -> Result<()> {
+        if self.daemon.is_some() {
+            bail!("the agent runs already");
+        }
+        self.config.write(&self.config_file())?;
+        let mut command = Command::new(bin::find("pico-agent")?);
+        command.args(["run", "--config"]).arg(self.config_file());
+        let ready = |line: &str| line.contains("pico-agent ready").then_some(());
+        let (daemon, ()) = Daemon::start(&mut command, &self.log(), Duration::from_secs(30), ready)?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Ends it by SIGTERM: it swaps all apps out first.
+    ///
+    /// # Errors
+    /// When it does not end within a minute, or not with success.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(mut daemon) = self.daemon.take() else {
+            return Ok(());
+        };
+        let status = daemon.stop(Duration::from_secs(60))?;
+        if !status.success() {
+            bail!("the agent ended with {status}\n{}", daemon.log_tail());
+        }
+        Ok(())
+    }
+
+    /// Ends it by SIGKILL: it can do nothing about it.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.daemon.take().context("the agent does not run")?.kill()
+    }
+
+    /// Asks it to read its configuration again, as it is now.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn reload(&self) -> Result<()> {
+        self.config.write(&self.config_file())?;
+        self.daemon
+            .as_ref()
+            .context("the agent does not run")?
+            .signal(Signal::SIGHUP)
+    }
+
+    /// Its process id.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().context("the agent does not run")?.pid())
+    }
+
+    /// Its configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("agent.toml")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        super::process::tail(&self.log(), 60)
+    }
+
+    fn command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(bin::find("pico-agent")?);
+        command
+            .args(args)
+            .env("PICO_AGENT_SOCKET", self.config.state_dir.join("agent.sock"));
+        Ok(command)
+    }
+
+    /// Runs `pico-agent ARGS` against it and gives what it prints.
+    ///
+    /// # Errors
+    /// When it fails: with its message.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        output(&mut self.command(args)?)
+    }
+
+    /// The same where a failure is what is looked for.
+    ///
+    /// # Errors
+    /// Only when it cannot be started.
+    pub fn try_cli(&self, args: &[&str]) -> Result<Output> {
+        self.command(args)?.output().context("cannot start pico-agent")
+    }
+
+    /// `app show NAME -j`.
+    ///
+    /// # Errors
+    /// When the command fails or prints no JSON.
+    pub fn show(&self, app: &str) -> Result<Show> {
+        let text = self.cli(&["app", "show", app, "-j"])?;
+        Ok(Show(
+            serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))?,
+        ))
+    }
+
+    /// Waits until the app is in one of `states`.
+    ///
+    /// # Errors
+    /// When it is not within `limit`, or fails meanwhile: with its reason.
+    pub fn wait(&self, app: &str, states: &[&str], limit: Duration) -> Result<Show> {
+        let mut last = String::new();
+        let found = until(&format!("{app} {}", states.join(" or ")), limit, || {
+            let show = self.show(app)?;
+            last = format!("{} {}", show.state(), show.reason());
+            if states.contains(&show.state()) {
+                return Ok(Some(show));
+            }
+            if show.state() == "failed" {
+                bail!("{app} failed: {}", show.reason());
+            }
+            Ok(None)
+        });
+        found.with_context(|| format!("{app} is {last}"))
+    }
+
+    /// Waits, at most 20 s, until the app is in `state`.
+    ///
+    /// # Errors
+    /// As [`Agent::wait`].
+    pub fn wait_state(&self, app: &str, state: &str) -> Result<Show> {
+        self.wait(app, &[state], Duration::from_secs(20))
+    }
+
+    /// The cgroup path that all of an app's processes are below.
+    pub fn app_cgroup(&self, app: &str) -> String {
+        format!("{}/apps/{app}", self.cgroup())
+    }
+
+    /// The cgroup path of an app's shim and keeper.
+    pub fn shim_cgroup(&self, app: &str) -> String {
+        format!("{}/shims/{app}", self.cgroup())
+    }
+
+    /// The root of all its cgroups.
+    pub fn cgroup(&self) -> String {
+        cgroup_root(&self.config.instance)
+    }
+
+    /// Ends it if it runs and takes away what it made on the host; checkpoints stay.
+    ///
+    /// # Errors
+    /// When it does not end well or `pico-agent cleanup` fails.
+    pub fn clean_up(&mut self) -> Result<()> {
+        let stopped = self.stop();
+        let mut command = Command::new(bin::find("pico-agent")?);
+        output(command.args(["cleanup", "--config"]).arg(self.config_file()))?;
+        stopped
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // A failure cannot be reported from here; what was not taken away, the leftovers check names.
+        if self.config_file().exists() {
+            let _ = self.clean_up();
+        }
+    }
+}
+
+/// The root of the cgroups of the agent with this `instance`.
+pub fn cgroup_root(instance: &str) -> String {
+    if instance.is_empty() {
+        "pico".to_owned()
+    } else {
+        format!("pico-{instance}")
+    }
+}

@@ -1,0 +1,29 @@
+//! Parts that every scenario, the demo and the benches are made of.
+//!
+//! A scenario is a [`Rig`]: an own network namespace, a store, an agent and its apps, all under one
+//! directory, taken away and searched for leftovers at the end.
+
+pub mod agent;
+pub mod apps;
+pub mod bin;
+pub mod bpf;
+pub mod config;
+pub mod interrupt;
+pub mod leftovers;
+pub mod net;
+pub mod pagecache;
+pub mod process;
+pub mod procs;
+pub mod rig;
+pub mod shaper;
+pub mod slot;
+pub mod stats;
+pub mod store;
+pub mod table;
+pub mod wait;
+
+pub use agent::{Agent, Show};
+pub use config::{AgentConfig, AppConfig};
+pub use rig::Rig;
+pub use stats::Samples;
+pub use wait::{until, within};

@@ -1,0 +1,75 @@
+//! CRIU is killed in the middle of a restore: nothing of the half-made app is left, and its checkpoint still
+//! wakes it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use pico_tests::harness::process::pid;
+use pico_tests::harness::rig::Plan;
+use pico_tests::harness::{Rig, procs, until};
+
+/// Kills a CRIU of this agent as soon as one is there.
+fn kill_criu(rig: &Rig) -> Result<()> {
+    let root = rig.agent.cgroup();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        for process in procs::in_cgroup(&root)? {
+            // A private copy is run by its loader; its name is the loader's then.
+            let is_criu =
+                process.comm == "criu" || process.comm.starts_with("ld-linux") || process.names("swrk");
+            if is_criu && kill(pid(process.pid), Signal::SIGKILL).is_ok() {
+                return Ok(());
+            }
+        }
+    }
+    bail!("no CRIU came")
+}
+
+/// Directories that CRIU leaves when it dies between making and using them.
+fn remains() -> Result<usize> {
+    let entries = std::fs::read_dir("/tmp")?;
+    Ok(entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(".criu."))
+        .count())
+}
+
+#[test]
+fn a_restore_whose_criu_dies_leaves_nothing_and_the_checkpoint_wakes_the_app() -> Result<()> {
+    Plan::new("criu-killed")?
+        .test_app("a", |app| app.idle = "never".into())?
+        .run(|rig| {
+            let app = rig.ready("a")?;
+            app.ask("fill 8")?;
+            let before = remains()?;
+            for pause in [0, 2, 5, 10] {
+                rig.agent.cli(&["app", "sleep", "a"])?;
+                let count: u64 = 0;
+                let client = std::thread::spawn(move || app.ask_within("count", Duration::from_secs(10)));
+                std::thread::sleep(Duration::from_millis(pause));
+                // Too late when the app is awake already: that is no failure.
+                let killed = kill_criu(rig).is_ok();
+                let _ = client
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("the client panicked"))?;
+                until("the app to settle", Duration::from_secs(20), || {
+                    let state = rig.agent.show("a")?;
+                    Ok(["hot", "warm", "failed"].contains(&state.state()).then_some(()))
+                })?;
+                let show = rig.agent.show("a")?;
+                if show.state() != "hot" {
+                    ensure!(killed && !show.last_failure().is_empty(), "{}", show.0);
+                    let left = rig.processes("a")?;
+                    ensure!(left.is_empty(), "{} of the half-made app is left", left[0]);
+                    rig.agent.cli(&["app", "wake", "a"])?;
+                }
+                ensure!(app.ask("verify")? == "ok 2048");
+                ensure!(app.ask("count")?.parse::<u64>()? > count);
+            }
+            // Other agents run in parallel on this host; theirs go away by themselves.
+            until("CRIU's directories to go", Duration::from_secs(10), || {
+                Ok((remains()? <= before).then_some(()))
+            })
+        })
+}
