@@ -99,7 +99,7 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<()> {
     let mut rows = survey(place, needs)?;
     if missing(&rows).next().is_none() {
         println!(
-            "setup: all {} things are there ({})",
+            "setup: nothing is missing ({} things looked at, {})",
             rows.len(),
             cmd::elapsed(start.elapsed())
         );
@@ -156,7 +156,7 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<()> {
         bail!("still missing after setup:\n{}", render_missing(&rows));
     }
     println!(
-        "setup: all {} things are there now ({})",
+        "setup: nothing is missing any more ({} things, {})",
         rows.len(),
         cmd::elapsed(start.elapsed())
     );
