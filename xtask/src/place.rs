@@ -61,14 +61,16 @@ impl Place {
     }
 }
 
-/// Takes from the command's environment what `cargo run` added for xtask.
+/// Takes from the command's environment what `cargo run` added for xtask. What was set for the
+/// command itself stays.
 pub fn clean_env(cmd: &mut Command) -> &mut Command {
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
         let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"]
             .iter()
             .any(|p| name.starts_with(p));
-        if own || name == "LD_LIBRARY_PATH" {
+        let set = cmd.get_envs().any(|(set, value)| set == key && value.is_some());
+        if !set && (own || name == "LD_LIBRARY_PATH") {
             cmd.env_remove(&key);
         }
     }
@@ -85,4 +87,22 @@ fn var(name: &str) -> Option<PathBuf> {
 pub fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(path).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cargo_said_of_xtask_is_not_passed_on() {
+        // Cargo has set both for this test.
+        let mut cmd = Command::new("true");
+        clean_env(cmd.env("CARGO_MANIFEST_DIR", "/elsewhere"));
+        let env: Vec<_> = cmd.get_envs().collect();
+        assert!(
+            env.contains(&("CARGO_MANIFEST_DIR".as_ref(), Some("/elsewhere".as_ref()))),
+            "{env:?}"
+        );
+        assert!(env.contains(&("CARGO_PKG_NAME".as_ref(), None)), "{env:?}");
+    }
 }

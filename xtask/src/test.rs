@@ -94,27 +94,13 @@ fn checks(place: &Place) -> Vec<(&'static str, Command)> {
         cmd.args(args);
         cmd
     };
-    let mut docs = cargo(&[
-        "doc",
-        "--workspace",
-        "--no-deps",
-        "--document-private-items",
-        "--quiet",
-    ]);
+    let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     let mut checks = vec![
         ("format", cargo(&["fmt", "--all", "--check"])),
         (
             "lints",
-            cargo(&[
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--quiet",
-                "--",
-                "-D",
-                "warnings",
-            ]),
+            cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
         ),
         ("docs", docs),
     ];

@@ -192,7 +192,15 @@ pub fn install_linker(place: &Place, llvm: u32) -> Command {
     let mut path = std::ffi::OsString::from(format!("{prefix}/bin:"));
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let mut cmd = place.cargo();
-    cmd.args(["install", "bpf-linker", "--locked", "--version", LINKER_VERSION]);
+    // One that is there already does not work, or not with this LLVM.
+    cmd.args([
+        "install",
+        "bpf-linker",
+        "--force",
+        "--locked",
+        "--version",
+        LINKER_VERSION,
+    ]);
     cmd.args([
         "--no-default-features",
         "--features",
@@ -212,7 +220,7 @@ pub fn install_linker(place: &Place, llvm: u32) -> Command {
 /// The same, as one would type it.
 pub fn install_linker_command(place: &Place, llvm: u32) -> String {
     format!(
-        "PATH=/usr/lib/llvm-{llvm}/bin:$PATH LLVM_PREFIX=/usr/lib/llvm-{llvm} cargo install bpf-linker --locked \
+        "PATH=/usr/lib/llvm-{llvm}/bin:$PATH LLVM_PREFIX=/usr/lib/llvm-{llvm} cargo install bpf-linker --force --locked \
          --version {LINKER_VERSION} --no-default-features --features llvm-{llvm} --root {}",
         place.tools.join("bpf-linker").display()
     )

@@ -99,7 +99,7 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<()> {
     let mut rows = survey(place, needs)?;
     if missing(&rows).next().is_none() {
         println!(
-            "setup: all {} things are there ({})",
+            "setup: nothing is missing ({} things looked at, {})",
             rows.len(),
             cmd::elapsed(start.elapsed())
         );
@@ -137,6 +137,8 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<()> {
             .filter(|p| names.iter().any(|n| n == p.name))
             .filter_map(|p| p.unit);
         apt::disable_services(&units.collect::<Vec<_>>())?;
+        // A bpf-linker from before may have missed nothing but its LLVM.
+        rows = survey(place, needs)?;
     }
     for row in missing(&rows) {
         match row.fix {
@@ -154,7 +156,7 @@ pub fn setup(place: &Place, needs: &[Need]) -> Result<()> {
         bail!("still missing after setup:\n{}", render_missing(&rows));
     }
     println!(
-        "setup: all {} things are there now ({})",
+        "setup: nothing is missing any more ({} things, {})",
         rows.len(),
         cmd::elapsed(start.elapsed())
     );
