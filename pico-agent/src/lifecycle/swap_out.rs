@@ -15,8 +15,10 @@ use crate::units::Timestamp;
 /// How a swap-out ended.
 enum Outcome {
     Slept(DumpSummary),
-    /// The app runs on.
+    /// The app runs on: it could not be dumped.
     Refused(String),
+    /// The app runs on: packets came for it.
+    CalledOff(String),
     /// The app ended by itself meanwhile.
     Exited(Exit, Option<String>),
     /// The shim is gone.
@@ -43,6 +45,12 @@ impl App {
             Outcome::Refused(reason) => {
                 self.discard_generation(generation);
                 self.slept_not(reason).await
+            }
+            Outcome::CalledOff(reason) => {
+                self.discard_generation(generation);
+                self.runs_on(&reason).await;
+                let message = format!("'{}' was not put to sleep ({reason})", self.config.name);
+                Err(Failure::new(ErrorCode::Busy, message))
             }
             Outcome::Exited(exit, reason) => {
                 self.discard_generation(generation);
@@ -110,7 +118,10 @@ impl App {
                     running: true,
                     ..
                 }) => {
-                    return Outcome::Refused(called_off.unwrap_or(reason));
+                    return match called_off {
+                        Some(why) => Outcome::CalledOff(why),
+                        None => Outcome::Refused(reason),
+                    };
                 }
                 Some(shim::Event::Failed { reason, .. }) => {
                     return Outcome::Exited(Exit::Signal(9), Some(reason));
@@ -127,7 +138,7 @@ impl App {
     fn point_of_no_return(&self, generation: u64) -> Result<(), String> {
         let held = self.host.gate.held(&self.config.name);
         if held > 0 {
-            return Err(format!("{held} packets came for it meanwhile"));
+            return Err(format!("called off: {held} packets came for it meanwhile"));
         }
         let (from, to) = (
             self.paths.unfinished(generation),
@@ -158,22 +169,30 @@ impl App {
         }
     }
 
-    /// The app goes on; its packets get through again.
+    /// A swap-out that failed; the next try by idleness waits longer each time.
     async fn slept_not(&mut self, reason: String) -> Result<(), Failure> {
         self.record.counters.failed_sleeps += 1;
         self.sleep_failed();
         self.fail("swap-out", &reason);
-        let link = self.record.link.clone();
-        if let Err(error) = self.host.gate.release(&self.config.name, &link).await {
-            tracing::error!(app = self.config.name, %error, "cannot let packets through again");
-        }
-        self.apply(Event::SwapOutFailed, &reason);
-        self.save();
+        self.runs_on(&reason).await;
         let message = format!(
             "'{}' could not be put to sleep and runs on ({reason})",
             self.config.name
         );
         Err(Failure::new(ErrorCode::SleepFailed, message))
+    }
+
+    /// The app goes on; its packets get through again.
+    async fn runs_on(&mut self, why: &str) {
+        let link = self.record.link.clone();
+        if let Err(error) = self.host.gate.release(&self.config.name, &link).await {
+            tracing::error!(app = self.config.name, %error, "cannot let packets through again");
+        }
+        if let Some(live) = &mut self.live {
+            live.hot_since = super::app::now();
+        }
+        self.apply(Event::SwapOutFailed, why);
+        self.save();
     }
 
     /// One more than any that was ever begun.
