@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::BLOCK_SIZE;
 
-/// Bytes of a [`Hash`].
+/// Bytes of a [`struct@Hash`].
 pub const HASH_SIZE: usize = 32;
 
 /// A BLAKE3 hash; its text form is 64 lower-case hexadecimal digits.
@@ -46,7 +46,7 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// A text that is no [`Hash`].
+/// A text that is no [`struct@Hash`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not a BLAKE3 hash: 64 lower-case hexadecimal digits are expected")]
 pub struct HashTextError;
@@ -129,11 +129,6 @@ impl<T> Hashing<T> {
             bytes: self.bytes,
             blake3: Hash(*self.hasher.finalize().as_bytes()),
         }
-    }
-
-    /// Access to the inner reader or writer; what passes there is not hashed.
-    pub fn inner_mut(&mut self) -> &mut T {
-        &mut self.inner
     }
 
     fn passed(&mut self, bytes: &[u8]) {

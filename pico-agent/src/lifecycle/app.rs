@@ -16,7 +16,7 @@ use super::paths::AppPaths;
 use super::policy::{self, AfterExit, Coldness, CpuWindow, Decision, Failures, Idleness, Monotonic};
 use super::record::{Exit as RecordedExit, ExitStatus, Failure as RecordedFailure, Record};
 use super::state::{Event, State, Tier};
-use super::transfer::{Meter, Remote, Stored, TransferError};
+use super::transfer::{Meter, Remote, Sources, Stored, TransferError};
 use crate::config::{AfterCrash, AppConfig, Root};
 use crate::control::protocol::{AppDetail, AppSummary, CheckpointView, ErrorCode, Failure, Policy};
 use crate::pager::PagerStats;
@@ -100,6 +100,8 @@ pub(super) struct App {
     pub number: u32,
     pub live: Option<Live>,
     pub meter: Arc<Meter>,
+    /// Page objects that are being fetched.
+    pub sources: Sources,
     /// Fetches that a fault waits for.
     pub fetching: Arc<AtomicUsize>,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -152,6 +154,7 @@ impl App {
             number,
             live: None,
             meter: meter.clone(),
+            sources: Sources::default(),
             fetching: Arc::default(),
             commands,
             view,
@@ -561,6 +564,7 @@ impl App {
             app,
             paths,
             meter: self.meter.clone(),
+            sources: self.sources.clone(),
         })
     }
 
@@ -636,6 +640,7 @@ impl App {
     /// Gives up what this host has of a stored checkpoint; nothing of the app is left but its wake record.
     pub(super) async fn go_cold(&mut self, why: &str) -> Result<(), Failure> {
         self.settle_upload(false).await;
+        self.sources.close();
         self.cold_now = false;
         self.record.checkpoint.local = None;
         self.apply(Event::WentCold, why);
@@ -753,6 +758,7 @@ impl App {
 
     /// The app has begun anew: no checkpoint is its state any more. Its number and its place in the store stay.
     pub(super) fn forget_checkpoint(&mut self) {
+        self.sources.close();
         let checkpoint = &mut self.record.checkpoint;
         checkpoint.local = None;
         checkpoint.stored = None;

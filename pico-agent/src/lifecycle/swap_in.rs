@@ -81,6 +81,7 @@ impl App {
         self.settle_upload(true).await;
         self.apply(Event::Wake, &format!("woken by {trigger}"));
         self.meter.reset();
+        self.sources.close();
         let mut watch = Stopwatch::new();
         match self.swap_in(from, &mut watch).await {
             Ok(()) => {

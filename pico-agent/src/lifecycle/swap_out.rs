@@ -164,6 +164,7 @@ impl App {
         self.sleep_succeeded();
         self.apply(Event::Slept, why);
         self.save();
+        self.sources.close();
         if let Err(error) = self.remove_old(generation) {
             tracing::warn!(app = self.config.name, error, "cannot remove old checkpoints");
         }

@@ -1,11 +1,11 @@
 //! Checkpoints between this host and the object store. Everything fetched is checked before it is used.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -19,7 +19,7 @@ use crate::checkpoint::keys;
 use crate::checkpoint::local::{DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE};
 use crate::checkpoint::manifest::{self, Manifest, ManifestError, PageObject};
 use crate::store::cache::CacheError;
-use crate::store::{ETag, PageCache, Precondition, Store, StoreError};
+use crate::store::{ETag, PageCache, PageFile, Precondition, Store, StoreError};
 
 /// Newest page objects up to this size in all come with the first wave: they are what the last wake touched.
 const FIRST_PAGES_BYTES: u64 = 8 << 20;
@@ -137,6 +137,8 @@ pub struct Remote {
     pub paths: AppPaths,
     /// What is read is counted here.
     pub meter: Arc<Meter>,
+    /// Page objects that are being fetched.
+    pub sources: Sources,
 }
 
 impl Remote {
@@ -380,31 +382,66 @@ impl Remote {
     /// # Errors
     /// When the store does not answer, or the block is not what was stored.
     pub async fn fetch_block(&self, object: ObjectId, block: u64) -> Result<(), TransferError> {
+        let remote = self.clone();
+        let source = blocking(move || remote.source(object)).await?;
+        let length = block_len(source.page.bytes, block).ok_or_else(|| TransferError::Content {
+            what: "the page index",
+            reason: format!("page object {object} has no block {block}"),
+        })?;
+        let offset = block * BLOCK_SIZE as u64;
+        let data = self
+            .store
+            .get_range(&source.page.key, offset, length, None)
+            .await?;
+        self.meter.count(data.len());
+        source
+            .sums
+            .verify(block, &data)
+            .map_err(|_| TransferError::Damaged {
+                key: source.page.key.clone(),
+            })?;
+        blocking(move || Ok(source.file.write_block(block, &data)?)).await
+    }
+
+    /// What is known of a page object that is fetched block by block.
+    fn source(&self, object: ObjectId) -> Result<Arc<Source>, TransferError> {
+        let mut sources = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = sources.get(&object) {
+            return Ok(source.clone());
+        }
         let manifest = self.read_manifest().unwrap_or_default();
-        let page = manifest.iter().find(|page| id_of(page) == object);
+        let page = manifest.into_iter().find(|page| id_of(page) == object);
         let page = page.ok_or_else(|| TransferError::Content {
             what: "the manifest",
             reason: format!("it lists no page object {object}"),
         })?;
-        let cache = PageCache::open(self.paths.pages())?;
-        let sums_path = sums_path(&self.paths, object);
-        let encoded = fs::read(&sums_path).map_err(at(&sums_path))?;
+        let path = sums_path(&self.paths, object);
+        let encoded = fs::read(&path).map_err(at(&path))?;
         let sums = BlockSums::decode(&encoded, page.bytes).map_err(content("block sums"))?;
-        let length = block_len(page.bytes, block).ok_or_else(|| TransferError::Content {
-            what: "the page index",
-            reason: format!("page object {object} has no block {block}"),
-        })?;
-        let data = self
-            .store
-            .get_range(&page.key, block * BLOCK_SIZE as u64, length, None)
-            .await?;
-        self.meter.count(data.len());
-        sums.verify(block, &data).map_err(|_| TransferError::Damaged {
-            key: page.key.clone(),
-        })?;
-        let writer = cache.writer(object.generation, object.number, page.bytes)?;
-        blocking(move || Ok(writer.write_block(block, &data)?)).await
+        let file =
+            PageCache::open(self.paths.pages())?.writer(object.generation, object.number, page.bytes)?;
+        let source = Arc::new(Source { page, sums, file });
+        sources.insert(object, source.clone());
+        Ok(source)
     }
+}
+
+/// Page objects of one app that are being fetched, with the one writer of each local copy.
+#[derive(Debug, Clone, Default)]
+pub struct Sources(Arc<Mutex<HashMap<ObjectId, Arc<Source>>>>);
+
+impl Sources {
+    /// Closes all of them: the app's local copies are about to change.
+    pub fn close(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+#[derive(Debug)]
+struct Source {
+    page: PageObject,
+    sums: BlockSums,
+    file: PageFile,
 }
 
 struct Prepared {

@@ -9,9 +9,14 @@ use tempfile::tempdir;
 
 use super::*;
 
-/// Block `block` of the object that all tests use: no two blocks are the same, none is zero.
+/// What block `block` is full of in the object that all tests use: no two are the same, none is zero.
+fn fill(block: u64) -> u8 {
+    u8::try_from(block % 255).unwrap() + 1
+}
+
+/// That block.
 fn block(bytes: u64, block: u64) -> Vec<u8> {
-    vec![u8::try_from(block % 255).unwrap() + 1; block_len(bytes, block).unwrap()]
+    vec![fill(block); block_len(bytes, block).unwrap()]
 }
 
 #[derive(Debug, Clone)]
@@ -61,7 +66,7 @@ proptest! {
                     prop_assert_eq!(reader.read(offset, &mut buffer).unwrap(), there);
                     if there {
                         for (at, &byte) in (offset..).zip(&buffer) {
-                            prop_assert_eq!(byte, block(bytes, at / BLOCK)[0]);
+                            prop_assert_eq!(byte, fill(at / BLOCK));
                         }
                     }
                     let page = reader.read_page(offset).unwrap();
@@ -249,7 +254,7 @@ fn readers_never_see_a_block_before_its_data_while_threads_write() {
                         let last_round = done.load(Ordering::Acquire);
                         for n in 0..64 {
                             match reader.read_page(n * BLOCK + 5 * PAGE).unwrap() {
-                                Some(page) => assert_eq!(page[..], block(bytes, n)[..PAGE_SIZE]),
+                                Some(page) => assert_eq!(page, [fill(n); PAGE_SIZE]),
                                 None => assert!(!last_round, "block {n} was lost"),
                             }
                         }

@@ -29,7 +29,7 @@ pub struct StoreConfig {
     /// Make the bucket if there is none. Unset: yes where an endpoint is given, no at Amazon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_bucket: Option<bool>,
-    /// Access key; goes with `secret_access_key`, and before all other sources.
+    /// Access key; goes with `secret_access_key`, and excludes `credentials_file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_key_id: Option<String>,
     /// Secret of the access key.
@@ -113,13 +113,16 @@ impl StoreConfig {
             &self.secret_access_key,
             &self.credentials_file,
         ) {
-            (Some(id), Some(secret), _) => Ok(Access {
+            (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => {
+                config("credentials_file and access_key_id exclude each other: give one")
+            }
+            (Some(id), Some(secret), None) => Ok(Access {
                 endpoint: None,
                 access_key_id: id.clone(),
                 secret: secret.clone(),
                 session_token: None,
             }),
-            (Some(_), None, _) | (None, Some(_), _) => {
+            (Some(_), None, None) | (None, Some(_), None) => {
                 config("access_key_id and secret_access_key go together: give both or neither")
             }
             (None, None, Some(path)) => {
@@ -194,6 +197,11 @@ mod tests {
         );
         config.access_key_id = Some("X".into());
         assert!(matches!(config.resolve_with(env), Err(StoreError::Config(_))));
+        config.credentials_file = None;
+        assert!(
+            matches!(config.resolve_with(env), Err(StoreError::Config(_))),
+            "half a key pair"
+        );
         config.secret_access_key = Some(Secret("geheim".into()));
         assert_eq!(config.resolve_with(env).unwrap().access_key_id, "X");
         assert!(!format!("{config:?}").contains("geheim"));

@@ -272,7 +272,8 @@ struct Forged(Vec<u8>);
 
 impl Forged {
     fn text(&mut self, text: &[u8]) -> &mut Self {
-        self.0.extend_from_slice(&(text.len() as u16).to_le_bytes());
+        self.0
+            .extend_from_slice(&u16::try_from(text.len()).unwrap().to_le_bytes());
         self.0.extend_from_slice(text);
         self
     }
@@ -316,7 +317,9 @@ impl Forged {
         let mut entry = Forged::entry(FILE, name);
         entry.plain_attributes().0.extend_from_slice(&size.to_le_bytes());
         for (at, data) in runs {
-            entry.0.extend_from_slice(&(data.len() as u32).to_le_bytes());
+            entry
+                .0
+                .extend_from_slice(&u32::try_from(data.len()).unwrap().to_le_bytes());
             entry.0.extend_from_slice(&at.to_le_bytes());
             entry.0.extend_from_slice(data);
         }
