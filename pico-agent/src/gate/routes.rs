@@ -146,12 +146,29 @@ impl Routes {
 
     /// What is written to the TUN for the app goes to its device.
     pub fn open_table(&mut self, app: Addresses, link: u32) -> Result<(), NetlinkError> {
-        self.put(app, link, self.table)
+        let requests = self.families(app).map(|(address, _)| {
+            let route = to_device(address, link, self.table);
+            Request::put(
+                RouteNetlinkMessage::NewRoute(route),
+                format!("route {address} in table {}", self.table),
+            )
+        });
+        let requests = requests.collect();
+        self.netlink.run(requests)
     }
 
-    /// What anybody sends the app goes to its device, past the TUN.
-    pub fn open_main(&mut self, app: Addresses, link: u32) -> Result<(), NetlinkError> {
-        self.put(app, link, MAIN_TABLE)
+    /// What anybody sends to one address of the app goes to its device, past the TUN.
+    pub fn open_main(&mut self, address: IpAddr, link: u32) -> Result<(), NetlinkError> {
+        let Some(own) = self.own_for(address) else {
+            return Ok(());
+        };
+        let mut route = to_device(address, link, MAIN_TABLE);
+        // The same source address as by way of the TUN, or a connection of this host's own clients would change
+        // its name in mid-flight.
+        route.attributes.push(RouteAttribute::PrefSource(own.into()));
+        let what = format!("route {address} past the TUN");
+        self.netlink
+            .run(vec![Request::put(RouteNetlinkMessage::NewRoute(route), what)])
     }
 
     /// What anybody sends the app goes to the TUN.
@@ -169,34 +186,30 @@ impl Routes {
         self.netlink.run(requests)
     }
 
-    fn put(&mut self, app: Addresses, link: u32, table: u32) -> Result<(), NetlinkError> {
-        let requests = self.families(app).map(|(address, own)| {
-            let mut route = netlink::route(address, netlink::host_prefix(address), table);
-            route.attributes.push(RouteAttribute::Oif(link));
-            if address.is_ipv4() {
-                route.header.scope = RouteScope::Link;
-            }
-            if table == MAIN_TABLE {
-                // The same source address as by way of the TUN, or a connection of this host's own clients would
-                // change its name in mid-flight.
-                route.attributes.push(RouteAttribute::PrefSource(own.into()));
-            }
-            Request::put(
-                RouteNetlinkMessage::NewRoute(route),
-                format!("route {address} to device {link} in table {table}"),
-            )
-        });
-        let requests = requests.collect();
-        self.netlink.run(requests)
+    /// The gate's own address of an address's family; none when that family is not in use.
+    fn own_for(&self, address: IpAddr) -> Option<IpAddr> {
+        self.own
+            .iter()
+            .copied()
+            .find(|own| own.is_ipv4() == address.is_ipv4())
     }
 
     /// The app's address and the gate's own, for each family that is in use.
     fn families(&self, app: Addresses) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         app.both().into_iter().filter_map(|address| {
-            let own = self.own.iter().find(|own| own.is_ipv4() == address.is_ipv4())?;
-            Some((address, *own))
+            let own = self.own_for(address)?;
+            Some((address, own))
         })
     }
+}
+
+fn to_device(address: IpAddr, link: u32, table: u32) -> RouteMessage {
+    let mut route = netlink::route(address, netlink::host_prefix(address), table);
+    route.attributes.push(RouteAttribute::Oif(link));
+    if address.is_ipv4() {
+        route.header.scope = RouteScope::Link;
+    }
+    route
 }
 
 /// Takes away everything that [`Routes::establish`] and the route changes may have left, the TUN included.
