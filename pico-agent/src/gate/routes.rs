@@ -10,7 +10,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Addresses, GateConfig, GateError};
-use crate::netlink::{self, MAIN_TABLE, Netlink, NetlinkError, PROTOCOL, Request};
+use crate::netlink::{self, MAIN_TABLE, Netlink, NetlinkError, PROTOCOL, Request, Watch};
 use crate::sysctl;
 
 /// Packets the TUN keeps for us while nobody reads it, one release at its longest. The kernel's default of 500
@@ -29,6 +29,7 @@ impl Routes {
     /// of hot apps are left alone; what an older configuration left on the same TUN goes.
     pub fn establish(config: &GateConfig) -> Result<Self, GateError> {
         let mut netlink = Netlink::open()?;
+        let mut watch = Watch::open()?;
         let tun = netlink.require(&config.tun)?;
         // Packets of this host's own clients come back in by the TUN with a local source address.
         sysctl::write(&format!("ipv4/conf/{}/accept_local", config.tun), "1")?;
@@ -45,6 +46,8 @@ impl Routes {
                 format!("bring {} up", config.tun),
             ),
         ])?;
+
+        watch.until_running(tun)?;
 
         let subnets = config.usable_subnets();
         let mut requests = Vec::new();
@@ -104,6 +107,10 @@ impl Routes {
             );
         }
         netlink.run(requests)?;
+
+        for subnet in &subnets {
+            watch.until_local(subnet.own)?;
+        }
 
         // Last: only now do packets come, and there is somewhere for them to go.
         for subnet in &subnets {

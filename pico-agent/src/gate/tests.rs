@@ -38,6 +38,22 @@ fn config(world: &World) -> GateConfig {
 
 type Events = mpsc::UnboundedReceiver<GateEvent>;
 
+/// Opens a gate that was closed before. A process that another test is just starting has a copy of the old
+/// descriptor until it runs its program.
+async fn reopen(config: &GateConfig) -> Result<(Gate, Events)> {
+    let opening = async {
+        loop {
+            match Gate::open(config.clone()).await {
+                Err(GateError::Tun { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                other => return Ok(other?),
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, opening).await?
+}
+
 async fn next(events: &mut Events) -> Result<GateEvent> {
     tokio::time::timeout(LIMIT, events.recv())
         .await?
@@ -422,7 +438,7 @@ fn device_and_routes_outlive_the_agent_and_are_taken_up_again() -> Result<()> {
         // Nobody reads: lost, but no error for the client.
         poke(&asleep, &[53])?;
 
-        let (gate, mut events) = Gate::open(config.clone()).await?;
+        let (gate, mut events) = reopen(&config).await?;
         assert_eq!(traces()?, before);
         gate.register("hot", hot.addrs, &[DNS]);
         gate.register("asleep", asleep.addrs, &[DNS]);
@@ -538,7 +554,7 @@ fn a_changed_configuration_replaces_the_old_one_on_the_same_device() -> Result<(
         };
         let (gate, _events) = Gate::open(before).await?;
         gate.close().await;
-        let (gate, _events) = Gate::open(after.clone()).await?;
+        let (gate, _events) = reopen(&after).await?;
         let traces_now = traces()?;
         let stale: Vec<_> = traces_now
             .lines()
