@@ -10,6 +10,8 @@ use std::io;
 use std::net::IpAddr;
 
 use bytes::BytesMut;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer,
     NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -18,7 +20,7 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, State,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -50,6 +52,9 @@ pub enum NetlinkError {
     /// There is no such network device.
     #[error("there is no network device '{0}'")]
     NoDevice(String),
+    /// Something the kernel does on its own time did not happen.
+    #[error("waited in vain for {0}; the kernel's log may say why")]
+    NotReady(String),
 }
 
 /// One change asked of the kernel.
@@ -113,6 +118,8 @@ impl Request {
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
+    /// A message that answers nothing came while an answer was awaited.
+    disturbed: bool,
 }
 
 impl Netlink {
@@ -121,7 +128,11 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+            disturbed: false,
+        })
     }
 
     /// Sends all requests in one message; the kernel carries them out in this order, the later ones also when an
@@ -182,6 +193,7 @@ impl Netlink {
         loop {
             for (header, payload) in self.receive()? {
                 if header.sequence_number != self.sequence {
+                    self.disturbed = true;
                     continue;
                 }
                 match payload {
@@ -241,6 +253,99 @@ impl Netlink {
         }
         Ok(messages)
     }
+}
+
+/// Waits for what the kernel finishes on its own time, in one network namespace. To be opened before it is asked
+/// for: what happens after that is not missed.
+pub struct Watch {
+    netlink: Netlink,
+}
+
+/// RTNLGRP_LINK and RTNLGRP_IPV6_ROUTE of `linux/rtnetlink.h`.
+const GROUPS: [u32; 2] = [1, 11];
+
+/// How long anything may take; the kernel does its part at once or, when others keep it busy, soon.
+const PATIENCE: TimeVal = TimeVal::new(5, 0);
+
+impl Watch {
+    /// Watches the calling thread's network namespace.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let netlink = Netlink::open()?;
+        for group in GROUPS {
+            netlink.socket.add_membership(group)?;
+        }
+        setsockopt(&netlink.socket, sockopt::ReceiveTimeout, &PATIENCE).map_err(io::Error::from)?;
+        Ok(Self { netlink })
+    }
+
+    /// Waits until a device that was brought up really sends. Of a veth pair the end that is brought up first has
+    /// no carrier yet; the kernel turns its queue on some time after the carrier comes (`linkwatch`), and until
+    /// then drops what is sent by it without a word. The same for a TUN that is attached again.
+    pub fn until_running(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.until(RouteNetlinkMessage::GetLink(message), is_running, || {
+            format!("device {index} to run")
+        })
+    }
+
+    /// Waits until packets for an address are taken in. An IPv6 address gets its route from a work queue, also
+    /// when nothing is to be detected first; an IPv4 address at once.
+    pub fn until_local(&mut self, address: IpAddr) -> Result<(), NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = host_prefix(address);
+        message
+            .attributes
+            .push(RouteAttribute::Destination(address.into()));
+        let is_local = |message: &RouteNetlinkMessage| matches!(message, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local);
+        self.until(RouteNetlinkMessage::GetRoute(message), is_local, || {
+            format!("address {address} to be usable")
+        })
+    }
+
+    fn until(
+        &mut self,
+        question: RouteNetlinkMessage,
+        holds: impl Fn(&RouteNetlinkMessage) -> bool,
+        what: impl Fn() -> String,
+    ) -> Result<(), NetlinkError> {
+        loop {
+            self.netlink.disturbed = false;
+            // A refusal is an answer too: there is no route yet.
+            match self.netlink.query(question.clone(), NLM_F_REQUEST | NLM_F_ACK) {
+                Ok(found) if found.iter().any(&holds) => return Ok(()),
+                Ok(_) => {}
+                Err(NetlinkError::Socket(error)) if error.raw_os_error() == Some(libc::ENETUNREACH) => {}
+                Err(error) => return Err(error),
+            }
+            if self.netlink.disturbed {
+                // It may have happened between the kernel's looking and its answering.
+                continue;
+            }
+            // Whatever it tells, look again.
+            match self.netlink.receive() {
+                Err(NetlinkError::Socket(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(NetlinkError::NotReady(what()));
+                }
+                other => other?,
+            };
+        }
+    }
+}
+
+fn is_running(message: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewLink(link) = message else {
+        return false;
+    };
+    let tun = link.header.link_layer_type == LinkLayerType::None;
+    link.header.flags.contains(LinkFlags::LowerUp)
+        && link.attributes.iter().any(|attribute| match attribute {
+            LinkAttribute::OperState(State::Up) => true,
+            // A TUN that has had its carrier since before it came up; a veth pair never has.
+            LinkAttribute::OperState(State::Unknown) => tun,
+            _ => false,
+        })
 }
 
 fn append(wire: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequence: u32) {

@@ -7,8 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare};
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::address::Addresses;
@@ -34,6 +35,13 @@ pub fn in_netns<F: Future<Output = Result<()>>>(test: impl FnOnce() -> F + Send)
     };
     std::thread::scope(|scope| scope.spawn(work).join())
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Keeps the calling thread, and whatever it starts from now on, on the processor it is on.
+pub fn on_one_processor() -> Result<()> {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu()?)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &here)?)
 }
 
 /// Runs `ip` in the calling thread's namespace.

@@ -43,6 +43,8 @@ pub struct HoldCounts {
 pub struct StrayCounts {
     /// For an address that no app has.
     pub unknown: u64,
+    /// For a group: what this host itself announces on every device.
+    pub multicast: u64,
     /// Not IP, or cut off.
     pub malformed: u64,
 }
@@ -207,7 +209,12 @@ impl HoldTable {
             .get(&packet.destination)
             .and_then(|name| self.apps.get_mut(name))
         else {
-            self.strays.unknown += 1;
+            let stray = if packet.destination.is_multicast() {
+                &mut self.strays.multicast
+            } else {
+                &mut self.strays.unknown
+            };
+            *stray += 1;
             return Verdict::Kept;
         };
         if !app.holding {
@@ -348,6 +355,7 @@ mod tests {
             v4(app(5).v4, 132, 0, &[0; 12]),
             v4(app(5).v4, 17, 1, &[0; 12]),
             v4(app(6).v4, 6, 0, &tcp(80, 2)),
+            v4(Ipv4Addr::new(224, 0, 0, 22), 2, 0, &[0; 8]),
             vec![0; 30],
         ] {
             assert_eq!(offer(&mut table, &bytes), Verdict::Kept);
@@ -364,6 +372,7 @@ mod tests {
             table.strays(),
             StrayCounts {
                 unknown: 1,
+                multicast: 1,
                 malformed: 1
             }
         );

@@ -14,6 +14,7 @@ mod routes;
 #[cfg(test)]
 mod tests;
 mod tun;
+mod urgent;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -28,6 +29,7 @@ pub use self::hold::{HoldCounts, StrayCounts};
 use self::hold::{HoldTable, Verdict};
 use self::routes::{Routes, Subnet};
 use self::tun::Tun;
+use self::urgent::Urgent;
 pub use crate::address::Addresses;
 pub use crate::netlink::NetlinkError;
 use crate::port::Port;
@@ -185,8 +187,13 @@ fn hint(error: &io::Error) -> &'static str {
 
 /// The one owner of TUN and routes; whoever has it decides the order of packets.
 struct Io {
-    tun: Arc<Tun>,
+    pump: Pump,
     routes: Routes,
+}
+
+/// Reads the TUN and does with each packet what the table says.
+struct Pump {
+    tun: Arc<Tun>,
     table: Arc<Mutex<HoldTable>>,
     events: mpsc::UnboundedSender<GateEvent>,
     buffer: Box<[u8]>,
@@ -237,7 +244,7 @@ impl Gate {
             move || Io::open(&config, table, events)
         })
         .await??;
-        let tun = io.tun.clone();
+        let tun = io.pump.tun.clone();
         let io: SharedIo = Arc::new(tokio::sync::Mutex::new(Some(io)));
         let reader = Mutex::new(Some(tokio::spawn(read_on(tun, io.clone()))));
         Ok((
@@ -367,17 +374,17 @@ impl Io {
         forwarding::enable(&config.state_file, &config.tun)?;
         let routes = Routes::establish(config)?;
         let buffer = vec![0; MAX_PACKET].into_boxed_slice();
-        Ok(Self {
+        let pump = Pump {
             tun: Arc::new(tun),
-            routes,
             table,
             events,
             buffer,
-        })
+        };
+        Ok(Self { pump, routes })
     }
 
     fn table(&self) -> MutexGuard<'_, HoldTable> {
-        lock(&self.table)
+        lock(&self.pump.table)
     }
 
     fn addresses(&self, app: &str) -> Result<Addresses, GateError> {
@@ -399,17 +406,25 @@ impl Io {
             ..Released::default()
         };
         for packet in &taken.packets {
-            released.refused += usize::from(!self.write_back(packet));
+            released.refused += usize::from(!self.pump.write_back(packet));
         }
-        self.drain(&mut released)?;
-        self.routes.open_main(addresses, link)?;
-        self.drain(&mut released)?;
+        // What comes to the TUN between its being empty and the flip is overtaken by what follows it on the open
+        // road, unless it is passed on at once: this is no time to be put off the processor.
+        let urgent = Urgent::begin();
+        self.pump.drain(&mut released)?;
+        for address in addresses.both() {
+            self.routes.open_main(address, link)?;
+            self.pump.drain(&mut released)?;
+        }
+        drop(urgent);
         released.took = start.elapsed();
         Ok(released)
     }
+}
 
+impl Pump {
     fn drain(&mut self, released: &mut Released) -> Result<(), GateError> {
-        let pumped = self.pump(MAX_DRAIN).map_err(|error| {
+        let pumped = self.run(MAX_DRAIN).map_err(|error| {
             tracing::error!(%error, "the TUN cannot be read");
             GateError::Closed
         })?;
@@ -419,7 +434,7 @@ impl Io {
     }
 
     /// Reads up to `limit` packets and does with each what the table says.
-    fn pump(&mut self, limit: usize) -> io::Result<Pumped> {
+    fn run(&mut self, limit: usize) -> io::Result<Pumped> {
         let mut pumped = Pumped::default();
         while pumped.read < limit {
             let Some(length) = self.tun.read(&mut self.buffer)? else {
@@ -459,7 +474,7 @@ async fn read_on(tun: Arc<Tun>, io: SharedIo) {
         };
         let mut guard = io.lock().await;
         let Some(open) = guard.as_mut() else { return };
-        match open.pump(BATCH) {
+        match open.pump.run(BATCH) {
             Ok(pumped) if pumped.empty => ready.clear_ready(),
             Ok(_) => {}
             Err(error) => {

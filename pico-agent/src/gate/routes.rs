@@ -10,7 +10,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Addresses, GateConfig, GateError};
-use crate::netlink::{self, MAIN_TABLE, Netlink, NetlinkError, PROTOCOL, Request};
+use crate::netlink::{self, MAIN_TABLE, Netlink, NetlinkError, PROTOCOL, Request, Watch};
 use crate::sysctl;
 
 /// Packets the TUN keeps for us while nobody reads it, one release at its longest. The kernel's default of 500
@@ -29,6 +29,7 @@ impl Routes {
     /// of hot apps are left alone; what an older configuration left on the same TUN goes.
     pub fn establish(config: &GateConfig) -> Result<Self, GateError> {
         let mut netlink = Netlink::open()?;
+        let mut watch = Watch::open()?;
         let tun = netlink.require(&config.tun)?;
         // Packets of this host's own clients come back in by the TUN with a local source address.
         sysctl::write(&format!("ipv4/conf/{}/accept_local", config.tun), "1")?;
@@ -45,6 +46,8 @@ impl Routes {
                 format!("bring {} up", config.tun),
             ),
         ])?;
+
+        watch.until_running(tun)?;
 
         let subnets = config.usable_subnets();
         let mut requests = Vec::new();
@@ -105,6 +108,10 @@ impl Routes {
         }
         netlink.run(requests)?;
 
+        for subnet in &subnets {
+            watch.until_local(subnet.own)?;
+        }
+
         // Last: only now do packets come, and there is somewhere for them to go.
         for subnet in &subnets {
             let there = main
@@ -146,12 +153,29 @@ impl Routes {
 
     /// What is written to the TUN for the app goes to its device.
     pub fn open_table(&mut self, app: Addresses, link: u32) -> Result<(), NetlinkError> {
-        self.put(app, link, self.table)
+        let requests = self.families(app).map(|(address, _)| {
+            let route = to_device(address, link, self.table);
+            Request::put(
+                RouteNetlinkMessage::NewRoute(route),
+                format!("route {address} in table {}", self.table),
+            )
+        });
+        let requests = requests.collect();
+        self.netlink.run(requests)
     }
 
-    /// What anybody sends the app goes to its device, past the TUN.
-    pub fn open_main(&mut self, app: Addresses, link: u32) -> Result<(), NetlinkError> {
-        self.put(app, link, MAIN_TABLE)
+    /// What anybody sends to one address of the app goes to its device, past the TUN.
+    pub fn open_main(&mut self, address: IpAddr, link: u32) -> Result<(), NetlinkError> {
+        let Some(own) = self.own_for(address) else {
+            return Ok(());
+        };
+        let mut route = to_device(address, link, MAIN_TABLE);
+        // The same source address as by way of the TUN, or a connection of this host's own clients would change
+        // its name in mid-flight.
+        route.attributes.push(RouteAttribute::PrefSource(own.into()));
+        let what = format!("route {address} past the TUN");
+        self.netlink
+            .run(vec![Request::put(RouteNetlinkMessage::NewRoute(route), what)])
     }
 
     /// What anybody sends the app goes to the TUN.
@@ -169,34 +193,30 @@ impl Routes {
         self.netlink.run(requests)
     }
 
-    fn put(&mut self, app: Addresses, link: u32, table: u32) -> Result<(), NetlinkError> {
-        let requests = self.families(app).map(|(address, own)| {
-            let mut route = netlink::route(address, netlink::host_prefix(address), table);
-            route.attributes.push(RouteAttribute::Oif(link));
-            if address.is_ipv4() {
-                route.header.scope = RouteScope::Link;
-            }
-            if table == MAIN_TABLE {
-                // The same source address as by way of the TUN, or a connection of this host's own clients would
-                // change its name in mid-flight.
-                route.attributes.push(RouteAttribute::PrefSource(own.into()));
-            }
-            Request::put(
-                RouteNetlinkMessage::NewRoute(route),
-                format!("route {address} to device {link} in table {table}"),
-            )
-        });
-        let requests = requests.collect();
-        self.netlink.run(requests)
+    /// The gate's own address of an address's family; none when that family is not in use.
+    fn own_for(&self, address: IpAddr) -> Option<IpAddr> {
+        self.own
+            .iter()
+            .copied()
+            .find(|own| own.is_ipv4() == address.is_ipv4())
     }
 
     /// The app's address and the gate's own, for each family that is in use.
     fn families(&self, app: Addresses) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         app.both().into_iter().filter_map(|address| {
-            let own = self.own.iter().find(|own| own.is_ipv4() == address.is_ipv4())?;
-            Some((address, *own))
+            let own = self.own_for(address)?;
+            Some((address, own))
         })
     }
+}
+
+fn to_device(address: IpAddr, link: u32, table: u32) -> RouteMessage {
+    let mut route = netlink::route(address, netlink::host_prefix(address), table);
+    route.attributes.push(RouteAttribute::Oif(link));
+    if address.is_ipv4() {
+        route.header.scope = RouteScope::Link;
+    }
+    route
 }
 
 /// Takes away everything that [`Routes::establish`] and the route changes may have left, the TUN included.

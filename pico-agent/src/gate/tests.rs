@@ -1,5 +1,6 @@
 //! The gate on the real kernel. Each test has a network namespace of its own.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::*;
-use crate::nettest::{World, in_netns, inside, ip, joined, udp_socket};
+use crate::nettest::{World, in_netns, inside, ip, joined, on_one_processor, udp_socket};
 use crate::port::Proto;
 use crate::sandbox::net::{self, NetSpec};
 
@@ -36,6 +37,22 @@ fn config(world: &World) -> GateConfig {
 }
 
 type Events = mpsc::UnboundedReceiver<GateEvent>;
+
+/// Opens a gate that was closed before. A process that another test is just starting has a copy of the old
+/// descriptor until it runs its program.
+async fn reopen(config: &GateConfig) -> Result<(Gate, Events)> {
+    let opening = async {
+        loop {
+            match Gate::open(config.clone()).await {
+                Err(GateError::Tun { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                other => return Ok(other?),
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, opening).await?
+}
 
 async fn next(events: &mut Events) -> Result<GateEvent> {
     tokio::time::timeout(LIMIT, events.recv())
@@ -164,7 +181,7 @@ fn a_connection_from_elsewhere_waits_and_keeps_its_address() -> Result<()> {
     in_netns(|| a_connection_waits(true, true))
 }
 
-/// Sends numbers, in bursts, until told to stop; returns how many.
+/// Sends numbers in bursts until told to stop, then how many they were, which it also returns.
 fn count_at(target: SocketAddr, stop: Arc<AtomicBool>) -> impl FnOnce() -> Result<u64> + Send + 'static {
     move || {
         let socket = UdpSocket::bind(if target.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
@@ -172,38 +189,60 @@ fn count_at(target: SocketAddr, stop: Arc<AtomicBool>) -> impl FnOnce() -> Resul
         let mut sent = 0u64;
         while sent < 8_000 || !stop.load(Ordering::Relaxed) {
             for _ in 0..16 {
-                socket
-                    .send(&sent.to_be_bytes())
-                    .with_context(|| format!("sending {sent}"))
-                    .inspect_err(|e| eprintln!("SENDER {e:?}"))?;
+                socket.send(&sent.to_be_bytes())?;
                 sent += 1;
             }
             std::thread::sleep(Duration::from_micros(200));
         }
-        // The end, which the app waits for.
-        socket.send(&u64::MAX.to_be_bytes())?;
+        socket.send(&(END | sent).to_be_bytes())?;
         Ok(sent)
     }
 }
 
-/// Reads numbers until the end; returns how many came and how many of them behind a greater one.
-fn read_numbers(socket: &UdpSocket) -> Result<(u64, u64)> {
-    let (mut came, mut late, mut greatest) = (0, 0, 0);
-    loop {
-        let mut number = [0; 8];
-        socket.recv(&mut number).context("waiting for the next number")?;
-        let number = u64::from_be_bytes(number);
-        if number == u64::MAX {
-            return Ok((came, late));
-        }
-        came += 1;
-        late += u64::from(number < greatest);
-        greatest = greatest.max(number);
-    }
+/// Marks the number that tells how many there were.
+const END: u64 = 1 << 63;
+
+/// What came of the numbers sent.
+#[derive(Debug, PartialEq, Eq)]
+struct Came {
+    /// Numbers sent that never came.
+    lost: usize,
+    /// Numbers that came again.
+    twice: usize,
+    /// Numbers that came behind a greater one.
+    late: usize,
 }
 
-/// Numbered datagrams sent without a pause while the app is released, and held and released again.
-async fn numbers_stay_in_order(from_elsewhere: bool, ipv6: bool, rounds: usize) -> Result<()> {
+/// Reads numbers until all have come, or nothing comes any more.
+fn read_numbers(socket: &UdpSocket) -> Result<Came> {
+    let (mut seen, mut total, mut greatest) = (HashSet::new(), None, 0);
+    let mut came = Came {
+        lost: 0,
+        twice: 0,
+        late: 0,
+    };
+    while total != Some(seen.len() as u64) {
+        let mut number = [0; 8];
+        match socket.recv(&mut number) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            other => other?,
+        };
+        let number = u64::from_be_bytes(number);
+        if number & END != 0 {
+            total = Some(number & !END);
+            continue;
+        }
+        came.twice += usize::from(!seen.insert(number));
+        came.late += usize::from(number < greatest);
+        greatest = greatest.max(number);
+    }
+    let total = usize::try_from(total.context("the end never came")?)?;
+    came.lost = total - seen.len();
+    Ok(came)
+}
+
+/// Datagrams sent without a pause while the app is released, and held and released again.
+async fn numbers_across_releases(from_elsewhere: bool, ipv6: bool, rounds: usize) -> Result<Came> {
     let world = World::new()?;
     let (gate, mut events) = Gate::open(config(&world)).await?;
     let app = world.app(5);
@@ -221,7 +260,6 @@ async fn numbers_stay_in_order(from_elsewhere: bool, ipv6: bool, rounds: usize) 
     };
 
     for round in 0..rounds {
-        eprintln!("round {round} {:?}", gate.counts("dns"));
         assert_eq!(next(&mut events).await?.port, DNS);
         until("packets to be held", || gate.held("dns") >= 500).await?;
         let released = gate.release("dns", &app.link).await?;
@@ -233,36 +271,56 @@ async fn numbers_stay_in_order(from_elsewhere: bool, ipv6: bool, rounds: usize) 
         }
     }
     stop.store(true, Ordering::Relaxed);
-    let sent = joined(sender).await?;
-    let (came, late) = joined(reader).await?;
-    let dropped = ip("-s link show pico0")?;
+    assert!(joined(sender).await? >= 8_000);
+    joined(reader).await
+}
+
+const ALL_IN_ORDER: Came = Came {
+    lost: 0,
+    twice: 0,
+    late: 0,
+};
+
+/// On one processor, where the kernel itself keeps the order: what two processors have queued for one device is
+/// in no order, whoever queued it.
+async fn numbers_in_order(from_elsewhere: bool, ipv6: bool, rounds: usize) -> Result<()> {
+    on_one_processor()?;
     assert_eq!(
-        (came, late),
-        (sent, 0),
-        "{:?} {:?}\n{dropped}",
-        gate.counts("dns"),
-        gate.strays()
+        numbers_across_releases(from_elsewhere, ipv6, rounds).await?,
+        ALL_IN_ORDER
     );
-    assert!(sent >= 8_000);
     Ok(())
 }
 
 #[test]
 fn datagrams_across_a_release_arrive_in_order_and_none_is_lost() -> Result<()> {
-    in_netns(|| numbers_stay_in_order(false, false, 1))?;
-    in_netns(|| numbers_stay_in_order(true, false, 1))
+    in_netns(|| numbers_in_order(false, false, 1))?;
+    in_netns(|| numbers_in_order(true, false, 1))
 }
 
 #[test]
 fn datagrams_over_ipv6_arrive_in_order_and_none_is_lost() -> Result<()> {
-    in_netns(|| numbers_stay_in_order(false, true, 1))?;
-    in_netns(|| numbers_stay_in_order(true, true, 1))
+    in_netns(|| numbers_in_order(false, true, 1))?;
+    in_netns(|| numbers_in_order(true, true, 1))
 }
 
 #[test]
-fn holding_and_releasing_again_and_again_under_traffic_loses_nothing() -> Result<()> {
-    in_netns(|| numbers_stay_in_order(false, false, 10))?;
-    in_netns(|| numbers_stay_in_order(true, true, 10))
+fn holding_and_releasing_again_and_again_under_traffic_keeps_the_order() -> Result<()> {
+    in_netns(|| numbers_in_order(false, false, 10))?;
+    in_netns(|| numbers_in_order(true, true, 10))
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_when_sender_and_gate_run_at_the_same_time() -> Result<()> {
+    for (from_elsewhere, ipv6) in [(false, false), (true, true)] {
+        in_netns(|| async move {
+            let came = numbers_across_releases(from_elsewhere, ipv6, 10).await?;
+            // Late ones there may be: kernel-notes/gate.md, "What is left".
+            assert_eq!((came.lost, came.twice), (0, 0), "{came:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// Sends one datagram to each port of an app.
@@ -293,13 +351,7 @@ fn what_is_not_published_is_counted_and_wakes_nothing() -> Result<()> {
         );
         until("both packets", || gate.held("dns") == 2).await?;
         assert_eq!(gate.counts("dns").map(|counts| counts.not_published), Some(3));
-        assert_eq!(
-            gate.strays(),
-            StrayCounts {
-                unknown: 1,
-                malformed: 0
-            }
-        );
+        assert_eq!((gate.strays().unknown, gate.strays().malformed), (1, 0));
         assert!(events.try_recv().is_err());
         assert_eq!(gate.discard("dns"), 2);
         poke(&app, &[53])?;
@@ -386,7 +438,7 @@ fn device_and_routes_outlive_the_agent_and_are_taken_up_again() -> Result<()> {
         // Nobody reads: lost, but no error for the client.
         poke(&asleep, &[53])?;
 
-        let (gate, mut events) = Gate::open(config.clone()).await?;
+        let (gate, mut events) = reopen(&config).await?;
         assert_eq!(traces()?, before);
         gate.register("hot", hot.addrs, &[DNS]);
         gate.register("asleep", asleep.addrs, &[DNS]);
@@ -502,7 +554,7 @@ fn a_changed_configuration_replaces_the_old_one_on_the_same_device() -> Result<(
         };
         let (gate, _events) = Gate::open(before).await?;
         gate.close().await;
-        let (gate, _events) = Gate::open(after.clone()).await?;
+        let (gate, _events) = reopen(&after).await?;
         let traces_now = traces()?;
         let stale: Vec<_> = traces_now
             .lines()

@@ -23,7 +23,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute,
 use tokio::task::JoinError;
 
 use crate::address::Addresses;
-use crate::netlink::{self, Netlink, NetlinkError, Request};
+use crate::netlink::{self, Netlink, NetlinkError, Request, Watch};
 use crate::sysctl::{self, SysctlError};
 
 /// The host as the app's gateway, link-local and the same for every app.
@@ -113,20 +113,37 @@ fn is_namespace(path: &Path) -> bool {
 
 fn create_now(spec: &NetSpec, fresh: bool) -> Result<(), NetError> {
     let mut host = Netlink::open()?;
-    let (mut inside, namespace) = enter(&spec.netns, fresh)?;
+    let Inside {
+        mut netlink,
+        mut watch,
+        namespace,
+    } = enter(&spec.netns, fresh)?;
     if fresh {
         host.run(vec![Request::add(
             veth(&spec.link, &namespace),
             format!("make veth pair {}", spec.link),
         )])?;
     }
-    settle_inside(&mut inside, spec.addrs)?;
-    settle_host(&mut host, spec)
+    let device = settle_inside(&mut netlink, spec.addrs)?;
+    settle_host(&mut host, spec)?;
+    // The host's end came up last, with its carrier; the other one has been waiting for that.
+    watch.until_running(device)?;
+    for address in usable(spec.addrs.both()) {
+        watch.until_local(address)?;
+    }
+    Ok(())
 }
 
-/// A routing socket inside the namespace, which is made and mounted if it is to be fresh. On a thread of its own:
+/// What it takes to work in a namespace from without.
+struct Inside {
+    netlink: Netlink,
+    watch: Watch,
+    namespace: File,
+}
+
+/// Opens routing sockets inside the namespace, which is made and mounted if it is to be fresh. On a thread of its own:
 /// entering a namespace is for good.
-fn enter(path: &Path, fresh: bool) -> Result<(Netlink, File), NetError> {
+fn enter(path: &Path, fresh: bool) -> Result<Inside, NetError> {
     let work = || {
         if fresh {
             unshare(CloneFlags::CLONE_NEWNET).map_err(failed(path, "make a new one"))?;
@@ -142,7 +159,11 @@ fn enter(path: &Path, fresh: bool) -> Result<(Netlink, File), NetError> {
         if !fresh {
             setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(failed(path, "enter it"))?;
         }
-        Ok((Netlink::open()?, namespace))
+        Ok(Inside {
+            netlink: Netlink::open()?,
+            watch: Watch::open()?,
+            namespace,
+        })
     };
     std::thread::scope(|scope| scope.spawn(work).join())
         .unwrap_or_else(|_| Err(failed(path, "enter it")(Errno::ECANCELED)))
@@ -176,8 +197,8 @@ fn veth(name: &str, namespace: &File) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(message)
 }
 
-/// The app's side: loopback, both addresses, and the host as the way to everywhere.
-fn settle_inside(inside: &mut Netlink, addresses: Addresses) -> Result<(), NetError> {
+/// The app's side: loopback, both addresses, and the host as the way to everywhere. Returns the device's index.
+fn settle_inside(inside: &mut Netlink, addresses: Addresses) -> Result<u32, NetError> {
     let device = inside.require(INNER)?;
     let mut requests = vec![
         Request::change(
@@ -200,7 +221,8 @@ fn settle_inside(inside: &mut Netlink, addresses: Addresses) -> Result<(), NetEr
         let route = RouteNetlinkMessage::NewRoute(netlink::default_route(gateway, device));
         requests.push(Request::put(route, "make the host the sandbox's gateway"));
     }
-    Ok(inside.run(requests)?)
+    inside.run(requests)?;
+    Ok(device)
 }
 
 /// The host's side: up, no neighbour but the app, and no opinion about which senders come from where: while the
@@ -307,7 +329,6 @@ mod tests {
             let world = World::new()?;
             ip("address add 192.0.2.1/32 dev lo")?;
             ip("address add 2001:db8::1/128 dev lo nodad")?;
-            let before = ip("-d addr")? + &ip("route show table all")? + &ip("-6 route show table all")?;
             let spec = world.app(5);
             assert!(!exists(&spec));
             create(&spec).await?;
@@ -328,8 +349,10 @@ mod tests {
             remove(&spec).await?;
             assert!(!exists(&spec) && !spec.netns.exists());
             remove(&spec).await?;
-            let after = ip("-d addr")? + &ip("route show table all")? + &ip("-6 route show table all")?;
-            assert_eq!(after, before);
+            let left = ip("addr")? + &ip("route show table all")? + &ip("-6 route show table all")?;
+            for trace in ["app5", "10.77.", "fd77:", "169.254."] {
+                assert!(!left.contains(trace), "{trace} in {left}");
+            }
             Ok(())
         })
     }
