@@ -186,9 +186,11 @@ impl Remote {
         let bundle_key = keys::bundle(&self.app, generation);
         let index_key = keys::index(&self.app, generation);
         let files_key = keys::files(&self.app, generation);
-        self.store.put_file(&bundle_key, &transfer.join("bundle")).await?;
+        self.put_file(&bundle_key, &transfer.join("bundle"), prepared.bundle.bytes)
+            .await?;
         self.store.put(&index_key, prepared.index_bytes.clone()).await?;
-        self.store.put_file(&files_key, &transfer.join("files")).await?;
+        self.put_file(&files_key, &transfer.join("files"), files.bytes)
+            .await?;
         let manifest = Manifest {
             schema: manifest::SCHEMA.to_owned(),
             blake3: Digest::of(b"").blake3,
@@ -264,7 +266,7 @@ impl Remote {
             keys::pages(&self.app, generation, number),
             keys::sums(&self.app, generation, number),
         );
-        self.store.put_file(&key, &path).await?;
+        self.put_file(&key, &path, sums.page_bytes()).await?;
         let digest = Digest::of(&encoded);
         self.store.put(&sums_key, encoded).await?;
         Ok(PageObject {
@@ -274,6 +276,17 @@ impl Remote {
             bytes: sums.page_bytes(),
             sums: manifest::Object::new(sums_key, digest),
         })
+    }
+
+    /// Stores a file and asks what is there now: a store that kept less must not become the only copy.
+    async fn put_file(&self, key: &str, path: &Path, bytes: u64) -> Result<(), TransferError> {
+        self.store.put_file(key, path).await?;
+        let (stored, _) = self.store.head(key).await?;
+        if stored == bytes {
+            Ok(())
+        } else {
+            Err(TransferError::Damaged { key: key.to_owned() })
+        }
     }
 
     /// The page objects that the last manifest this host stored or read lists.
