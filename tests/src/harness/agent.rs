@@ -234,9 +234,30 @@ impl Agent {
     /// When the command fails or prints no JSON.
     pub fn show(&self, app: &str) -> Result<Show> {
         let text = self.cli(&["app", "show", app, "-j"])?;
+        let mut answer: Value = serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))?;
         Ok(Show(
-            serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))?,
+            answer
+                .get_mut("app")
+                .with_context(|| format!("no app in {text}"))?
+                .take(),
         ))
+    }
+
+    /// `app sleep NAME --to TIER`, again while the end of a connection that was just closed is still on its way:
+    /// a packet that comes meanwhile rightly calls a swap-out off.
+    ///
+    /// # Errors
+    /// When it fails for another reason, or for 10 s.
+    pub fn sleep(&self, app: &str, tier: &str) -> Result<()> {
+        until(&format!("{app} asleep"), Duration::from_secs(10), || {
+            let output = self.try_cli(&["app", "sleep", app, "--to", tier])?;
+            let message = String::from_utf8_lossy(&output.stderr);
+            match output.status.success() {
+                true => Ok(Some(())),
+                false if message.contains("packets came for it") => Ok(None),
+                false => bail!("{}", message.trim()),
+            }
+        })
     }
 
     /// Waits until the app is in one of `states`.
