@@ -30,7 +30,7 @@ fn hot_apps_answer_without_an_agent_and_are_taken_up_by_the_next() -> Result<()>
 #[test]
 fn a_sleeping_app_wakes_under_the_next_agent() -> Result<()> {
     let plan = Plan::new("agent-asleep")?.test_app("warm", |_| ())?;
-    plan.test_app("cold", |app| app.cold_after = "0s".into())?
+    plan.test_app("cold", |app| app.cold_after = "100ms".into())?
         .run(|rig| {
             let (warm, cold) = (rig.ready("warm")?, rig.ready("cold")?);
             warm.ask("count")?;
@@ -54,7 +54,7 @@ fn a_client_is_answered_though_the_agent_dies_while_its_app_wakes() -> Result<()
             let app = rig.ready("a")?;
             app.ask("fill 16")?;
             app.ask("count")?;
-            rig.agent.cli(&["app", "sleep", "a", "--to", "cold"])?;
+            rig.agent.sleep("a", "cold")?;
             rig.shaper()?.set_delay(Duration::from_millis(100));
             let client = std::thread::spawn(move || app.ask("count"));
             until("a fetch", Duration::from_secs(10), || {
@@ -67,6 +67,7 @@ fn a_client_is_answered_though_the_agent_dies_while_its_app_wakes() -> Result<()
                 .join()
                 .map_err(|_| anyhow::anyhow!("the client panicked"))??;
             ensure!(answer == "2", "{answer}");
+            rig.shaper()?.set_delay(Duration::ZERO);
             ensure!(app.ask("verify")? == "ok 4096");
             Ok(())
         })?;
@@ -82,7 +83,7 @@ fn pages_that_no_agent_serves_are_served_by_the_next() -> Result<()> {
         .run(|rig| {
             let app = rig.ready("a")?;
             app.ask("fill 32")?;
-            rig.agent.cli(&["app", "sleep", "a", "--to", "cold"])?;
+            rig.agent.sleep("a", "cold")?;
             ensure!(app.ask("ping")? == "pong");
             let pid = rig.agent.show("a")?.pid()?;
             rig.agent.kill()?;

@@ -39,7 +39,7 @@ fn fired(app: TestApp) -> Result<Vec<(String, Option<Duration>)>> {
 }
 
 fn slept(rig: &Rig, tier: &str, time: Duration) -> Result<()> {
-    rig.agent.cli(&["app", "sleep", "a", "--to", tier])?;
+    rig.agent.sleep("a", tier)?;
     std::thread::sleep(time);
     Ok(())
 }

@@ -9,18 +9,19 @@ use pico_tests::harness::process::pid;
 use pico_tests::harness::rig::Plan;
 use pico_tests::harness::{Rig, procs, until};
 
-/// Kills a CRIU of this agent as soon as one is there.
+/// Kills the CRIU of this agent as soon as one is there. The tasks it makes look like it until they are
+/// restored: the first of all is CRIU.
 fn kill_criu(rig: &Rig) -> Result<()> {
     let root = rig.agent.cgroup();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(2);
     while Instant::now() < deadline {
-        for process in procs::in_cgroup(&root)? {
-            // A private copy is run by its loader; its name is the loader's then.
-            let is_criu =
-                process.comm == "criu" || process.comm.starts_with("ld-linux") || process.names("swrk");
-            if is_criu && kill(pid(process.pid), Signal::SIGKILL).is_ok() {
-                return Ok(());
-            }
+        let processes = procs::in_tree(&root)?.into_iter();
+        let criu = processes
+            .filter(|process| process.names("swrk"))
+            .map(|process| process.pid)
+            .min();
+        if criu.is_some_and(|criu| kill(pid(criu), Signal::SIGKILL).is_ok()) {
+            return Ok(());
         }
     }
     bail!("no CRIU came")
@@ -44,7 +45,7 @@ fn a_restore_whose_criu_dies_leaves_nothing_and_the_checkpoint_wakes_the_app() -
             app.ask("fill 8")?;
             let before = remains()?;
             for pause in [0, 2, 5, 10] {
-                rig.agent.cli(&["app", "sleep", "a"])?;
+                rig.agent.sleep("a", "warm")?;
                 let count: u64 = 0;
                 let client = std::thread::spawn(move || app.ask_within("count", Duration::from_secs(10)));
                 std::thread::sleep(Duration::from_millis(pause));

@@ -13,7 +13,7 @@ fn a_silent_connection_survives_warm_and_cold_sleeps() -> Result<()> {
             let mut connection = rig.ready("a")?.connect()?;
             ensure!(connection.ask("count")? == "1");
             for (tier, expected) in [("warm", "2"), ("warm", "3"), ("cold", "4"), ("cold", "5")] {
-                rig.agent.cli(&["app", "sleep", "a", "--to", tier])?;
+                rig.agent.sleep("a", tier)?;
                 std::thread::sleep(Duration::from_millis(300));
                 let answer = connection.ask("count")?;
                 ensure!(answer == expected, "{answer} after {tier}");

@@ -3,23 +3,35 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use pico_tests::harness::config::SandboxConfig;
 use pico_tests::harness::rig::Plan;
 use pico_tests::harness::shaper::{Fault, Rule};
-use pico_tests::harness::until;
+use pico_tests::harness::{AppConfig, until};
+
+/// The default system call filter refuses an io_uring for this very reason.
+fn unfiltered(app: &mut AppConfig) {
+    app.sandbox = Some(SandboxConfig {
+        seccomp: Some(false),
+        ..SandboxConfig::default()
+    });
+}
 
 #[test]
 fn an_app_that_cannot_be_dumped_goes_on_running_and_says_why() -> Result<()> {
     Plan::new("no-dump")?
-        .test_app("a", |app| app.idle = "never".into())?
+        .test_app("a", |app| {
+            unfiltered(app);
+            app.idle = "never".into();
+        })?
         .run(|rig| {
             let app = rig.ready("a")?;
             let mut connection = app.connect()?;
             ensure!(connection.ask("count")? == "1");
-            // CRIU refuses an unlinked open file of this size.
-            ensure!(app.ask("ghost")? == "ok");
+            // CRIU refuses an io_uring.
+            ensure!(app.ask("ring")? == "ok");
             let pid = rig.agent.show("a")?.pid()?;
             let refused = rig.agent.try_cli(&["app", "sleep", "a"])?;
-            ensure!(!refused.status.success(), "an app with a ghost file was dumped");
+            ensure!(!refused.status.success(), "an app with an io_uring was dumped");
             let message = String::from_utf8_lossy(&refused.stderr).into_owned();
             ensure!(message.starts_with("Error: "), "{message}");
             let show = rig.agent.wait_state("a", "hot")?;
@@ -29,8 +41,8 @@ fn an_app_that_cannot_be_dumped_goes_on_running_and_says_why() -> Result<()> {
                 show.0
             );
             ensure!(connection.ask("count")? == "2" && app.ask("count")? == "3");
-            ensure!(app.ask("unghost")? == "ok");
-            rig.agent.cli(&["app", "sleep", "a"])?;
+            ensure!(app.ask("unring")? == "ok");
+            rig.agent.sleep("a", "warm")?;
             ensure!(connection.ask("count")? == "4");
             Ok(())
         })
@@ -38,9 +50,9 @@ fn an_app_that_cannot_be_dumped_goes_on_running_and_says_why() -> Result<()> {
 
 #[test]
 fn idleness_that_cannot_swap_out_leaves_the_app_running() -> Result<()> {
-    Plan::new("no-idle-dump")?.test_app("a", |_| ())?.run(|rig| {
+    Plan::new("no-idle-dump")?.test_app("a", unfiltered)?.run(|rig| {
         let app = rig.ready("a")?;
-        app.ask("ghost")?;
+        ensure!(app.ask("ring")? == "ok");
         until("a failed swap-out", Duration::from_secs(15), || {
             Ok(rig
                 .agent
@@ -69,7 +81,7 @@ fn an_app_whose_checkpoint_cannot_be_stored_stays_warm_and_wakes() -> Result<()>
             ensure!(["warm", "hot"].contains(&rig.agent.show("a")?.state()));
             ensure!(app.ask("count")? == "2");
             rig.shaper()?.clear();
-            rig.agent.cli(&["app", "sleep", "a", "--to", "cold"])?;
+            rig.agent.sleep("a", "cold")?;
             ensure!(app.ask("count")? == "3" && app.ask("verify")? == "ok 1024");
             Ok(())
         })

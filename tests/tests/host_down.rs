@@ -51,7 +51,7 @@ fn after_a_crash_apps_go_on_from_their_checkpoint_or_anew_as_they_say() -> Resul
             for (name, app) in [("back", back), ("anew", anew), ("warm", warm)] {
                 app.ask("count")?;
                 app.ask("write /srv/note kept")?;
-                rig.agent.cli(&["app", "sleep", name])?;
+                rig.agent.sleep(name, "warm")?;
             }
             young.ask("count")?;
             // Hot again: what they do from here on is lost.

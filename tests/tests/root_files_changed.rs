@@ -12,7 +12,7 @@ fn a_replaced_binary_is_a_named_failure_that_restart_mends() -> Result<()> {
         .run(|rig| {
             let app = rig.ready("a")?;
             app.ask("count")?;
-            rig.agent.cli(&["app", "sleep", "a"])?;
+            rig.agent.sleep("a", "warm")?;
             // As a package upgrade does: a new file in the place of the old one.
             let binary = rig.dir().join("testapp-root/bin/pico-testapp");
             let new = binary.with_extension("new");
@@ -50,7 +50,7 @@ fn a_replaced_library_is_noticed_too_when_the_app_is_cold() -> Result<()> {
         .test_app("a", |app| app.idle = "never".into())?
         .run(|rig| {
             let app = rig.ready("a")?;
-            rig.agent.cli(&["app", "sleep", "a", "--to", "cold"])?;
+            rig.agent.sleep("a", "cold")?;
             let root = rig.dir().join("testapp-root");
             let libraries = pico_tests::harness::pagecache::files(&root)?;
             let libc = libraries.iter().find(|path| path.ends_with("libc.so.6"));

@@ -23,7 +23,7 @@ fn filled_and_asleep(rig: &Rig, tier: &str) -> Result<TestApp> {
     let app = rig.ready("a")?;
     app.ask("fill 32")?;
     app.ask("count")?;
-    rig.agent.cli(&["app", "sleep", "a", "--to", tier])?;
+    rig.agent.sleep("a", tier)?;
     Ok(app)
 }
 
@@ -138,7 +138,7 @@ fn at_several_moments_of_a_wake() -> Result<()> {
                 .join()
                 .map_err(|_| anyhow::anyhow!("the client panicked"))?;
             recovers(rig, app)?;
-            rig.agent.cli(&["app", "sleep", "a"])?;
+            rig.agent.sleep("a", "warm")?;
         }
         Ok(())
     })

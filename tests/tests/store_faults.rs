@@ -18,7 +18,7 @@ fn filled_and_cold(rig: &Rig) -> Result<TestApp> {
     let app = rig.ready("a")?;
     app.ask("fill 16")?;
     app.ask("count")?;
-    rig.agent.cli(&["app", "sleep", "a", "--to", "cold"])?;
+    rig.agent.sleep("a", "cold")?;
     rig.shaper()?.take_requests();
     Ok(app)
 }
@@ -57,7 +57,7 @@ fn a_single_fault_of_any_kind_goes_unnoticed() -> Result<()> {
         let app = rig.ready("a")?;
         app.ask("fill 16")?;
         for (round, fault) in (1..).zip(faults) {
-            rig.agent.cli(&["app", "sleep", "a", "--to", "cold"])?;
+            rig.agent.sleep("a", "cold")?;
             // One in the metadata that come first, one in the pages that come later.
             rig.shaper()?.inject(Rule::new("GET", "/", fault).times(1));
             rig.shaper()?

@@ -1,5 +1,5 @@
-//! The app of the scenarios notices what it is there to notice, and CRIU can dump it unless it holds a ghost
-//! file. No agent is involved.
+//! The app of the scenarios notices what it is there to notice, and CRIU can dump it unless it holds an
+//! io_uring. No agent is involved.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
@@ -45,7 +45,7 @@ fn it_knows_its_memory_its_timers_and_its_files() -> Result<()> {
 }
 
 #[test]
-fn criu_dumps_it_unless_it_holds_a_ghost_file() -> Result<()> {
+fn criu_dumps_it_unless_it_holds_an_io_uring() -> Result<()> {
     net::enter_own_namespace()?;
     let dir = rig::scratch("testapp-criu")?;
     let config = AppConfig {
@@ -58,10 +58,10 @@ fn criu_dumps_it_unless_it_holds_a_ghost_file() -> Result<()> {
     let app = TestApp::at(sandbox.address());
     within(Duration::from_secs(10), || app.ask("ping")).with_context(|| sandbox.log())?;
     app.ask("fill 8")?;
-    ensure!(app.ask("ghost")? == "ok");
-    let refused = sandbox.dump(&criu).err().context("a ghost file was dumped")?;
-    ensure!(format!("{refused:#}").contains("ghost"), "{refused:#}");
-    ensure!(app.ask("unghost")? == "ok");
+    ensure!(app.ask("ring")? == "ok");
+    let refused = sandbox.dump(&criu).err().context("an io_uring was dumped")?;
+    ensure!(format!("{refused:#}").contains("ring"), "{refused:#}");
+    ensure!(app.ask("unring")? == "ok");
     app.ask("timers 60000")?;
     for how in [Restore::Full, Restore::Lazy] {
         sandbox.dump(&criu)?;

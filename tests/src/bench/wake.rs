@@ -130,7 +130,7 @@ struct Wake {
 
 fn wake(rig: &Rig, app: &mut dyn RealApp, tier: &str) -> Result<Wake> {
     let name = app.name();
-    rig.agent.cli(&["app", "sleep", name, "--to", tier])?;
+    rig.agent.sleep(name, tier)?;
     let asleep = rig.agent.wait_state(name, tier)?;
     if tier == "warm" {
         rig.drop_checkpoint_pages(name)?;

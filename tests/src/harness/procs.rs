@@ -92,6 +92,23 @@ pub fn in_cgroup(path: &str) -> Result<Vec<Process>> {
         .collect())
 }
 
+/// The same by the cgroups' own lists: quicker where few of many processes are meant.
+///
+/// # Errors
+/// When the mounts cannot be read.
+pub fn in_tree(path: &str) -> Result<Vec<Process>> {
+    let mut open = cgroup_dirs(path)?;
+    let mut pids = std::collections::BTreeSet::new();
+    while let Some(dir) = open.pop() {
+        // A cgroup may go while we look.
+        let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+        let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+        open.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    }
+    Ok(pids.into_iter().filter_map(Process::read).collect())
+}
+
 /// Mount points of all cgroup hierarchies, v1 and v2.
 ///
 /// # Errors

@@ -242,7 +242,9 @@ impl Rig {
     /// # Errors
     /// When it does not within 20 s.
     pub fn ready(&self, name: &str) -> Result<TestApp> {
-        self.agent.wait_state(name, "hot")?;
+        // With a short idle time it may sleep before anybody looks.
+        self.agent
+            .wait(name, &["hot", "warm", "cold"], Duration::from_secs(20))?;
         let app = self.test_app(name)?;
         super::within(Duration::from_secs(20), || app.ask("ping"))?;
         Ok(app)

@@ -8,7 +8,7 @@ mod memory;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,8 +16,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
-/// Kept open: an unlinked file of 2 MiB, which CRIU refuses to dump.
-static GHOST: Mutex<Option<std::fs::File>> = Mutex::new(None);
+/// Kept open: an io_uring, which CRIU refuses to dump.
+static RING: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
 fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
@@ -115,9 +115,9 @@ fn run(line: &str) -> Result<String> {
             let (path, text) = rest.split_once(' ').context("write PATH TEXT")?;
             std::fs::write(path, text).map(ok).map_err(Into::into)
         }
-        "ghost" => keep_ghost().map(ok),
-        "unghost" => {
-            *GHOST.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = None;
+        "ring" => keep_ring().map(ok),
+        "unring" => {
+            *RING.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = None;
             Ok("ok".into())
         }
         "spin" => {
@@ -141,18 +141,16 @@ fn run(line: &str) -> Result<String> {
     }
 }
 
-fn keep_ghost() -> Result<()> {
-    let path = "/tmp/ghost";
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .read(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(&vec![1; 2 << 20])?;
-    std::fs::remove_file(path)?;
-    *GHOST.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(file);
+/// Opens an io_uring and keeps it.
+fn keep_ring() -> Result<()> {
+    let mut parameters = [0_u8; 120];
+    // SAFETY: the kernel reads and writes one `io_uring_params`, which has 120 bytes.
+    let raw = unsafe { libc::syscall(libc::SYS_io_uring_setup, 8, parameters.as_mut_ptr()) };
+    if raw < 0 {
+        return Err(std::io::Error::last_os_error()).context("io_uring_setup");
+    }
+    // SAFETY: the call just returned this descriptor, and nobody else has it.
+    let ring = unsafe { OwnedFd::from_raw_fd(i32::try_from(raw)?) };
+    *RING.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(ring);
     Ok(())
 }
