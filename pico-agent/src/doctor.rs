@@ -14,7 +14,7 @@ use crate::units::format_bytes;
 
 /// Everything needed works from here on (userfaultfd events, overlayfs options, `clone3`, pidfd).
 const MIN_KERNEL: (u32, u32) = (5, 10);
-/// CRIUs before this one fail on new kernels; see kernel-notes/criu-lazy-pages.md.
+/// CRIUs before this one fail on new kernels; see kernel-notes/criu.md.
 const MIN_CRIU: (u32, u32) = (4, 0);
 /// From this kernel on CRIU before [`CRIU_FOR_NEW_KERNELS`] fails to dump TCP sockets (SO_PASSCRED).
 const NEW_KERNEL: (u32, u32) = (6, 16);

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 fn criu() -> Criu {
     let tools = std::env::var_os("PICO_CRIU").map(PathBuf::from);
-    let path = tools.unwrap_or_else(|| PathBuf::from("/root/.cache/pico-tools/criu-apt/root"));
+    let path = tools.unwrap_or_else(|| PathBuf::from("/usr/sbin/criu"));
     let preload = Path::new(env!("CARGO_BIN_EXE_pico-shim")).with_file_name("libpico_preload.so");
     Criu::at(&path).unwrap().with_preload(&preload)
 }
@@ -222,6 +222,17 @@ async fn a_restored_redis_has_every_key_after_three_partial_swaps() {
         assert_eq!(world.redis("INCR n"), format!(":{}\r\n", generation - 1));
         client.send(&Request::Stats).await.unwrap();
         println!("{:?}", next(&mut events).await);
+        // A child process for a moment, in memory that is served on demand.
+        assert!(world.redis("BGSAVE").starts_with("+Background saving started"));
+        while !world
+            .redis("INFO persistence")
+            .contains("rdb_bgsave_in_progress:0")
+        {}
+        assert!(
+            world
+                .redis("INFO persistence")
+                .contains("rdb_last_bgsave_status:ok")
+        );
         if generation == 4 {
             for key in 0..100_000 {
                 if key % 1000 == 0 {

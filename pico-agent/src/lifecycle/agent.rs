@@ -145,8 +145,17 @@ fn gate_config(config: &Config) -> GateConfig {
         rule_priority: RULE_PRIORITY,
         max_held_per_app: HELD_PACKETS,
         max_held_bytes: HELD_BYTES,
-        state_file: GateConfig::STATE_FILE.into(),
+        state_file: forwarding_file(),
     }
+}
+
+/// Where the switches of this network namespace are remembered: they are the namespace's own.
+fn forwarding_file() -> PathBuf {
+    use std::os::unix::fs::MetadataExt;
+    let namespace = fs::metadata("/proc/self/ns/net")
+        .map(|meta| meta.ino())
+        .unwrap_or_default();
+    Path::new(GateConfig::STATE_FILE).with_file_name(format!("pico-gate-{namespace}.json"))
 }
 
 /// The first CRIU that runs.

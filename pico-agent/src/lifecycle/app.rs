@@ -863,6 +863,15 @@ impl App {
 
     /// Undoes network, mount and cgroup of an app that does not run.
     pub(super) async fn release_sandbox(&mut self) {
+        // The shim's mount namespace holds the root until its last process is gone.
+        if let Ok(shim) = self.host.cgroups.shim(&self.config.name)
+            && shim.path().exists()
+        {
+            let empty = tokio::task::spawn_blocking(move || shim.wait_empty(STOP_GRACE));
+            if let Ok(Err(error)) = empty.await {
+                tracing::error!(app = self.config.name, %error, "the shim does not end");
+            }
+        }
         if let Err(error) = crate::sandbox::net::remove(&self.net()).await {
             tracing::error!(app = self.config.name, %error, "cannot remove the network");
         }

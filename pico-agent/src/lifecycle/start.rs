@@ -47,6 +47,11 @@ impl App {
 
     async fn start_now(&mut self) -> Result<(), NotRunning> {
         self.have_files().await?;
+        // What the app wrote may lie over a root that was replaced since: it starts afresh, so that is fine.
+        let root = self.root();
+        if !super::swap_in::is_root_mounted(&root) && root.upper.is_dir() {
+            crate::sandbox::forget_lower(&root).map_err(NotRunning::new)?;
+        }
         crate::sandbox::net::create(&self.net())
             .await
             .map_err(NotRunning::new)?;
@@ -160,6 +165,9 @@ impl App {
             .gate
             .register(&self.config.name, addresses, &self.config.ports);
         let adopted = self.adopt().await;
+        if !adopted && self.state() == State::Hot && self.ended_while_away().await {
+            return;
+        }
         self.newest_local_checkpoint();
         let found = Found {
             recorded: (self.record.counters.starts > 0 || self.record.last_failure.is_some())
@@ -193,6 +201,21 @@ impl App {
                     self.retry_start();
                 }
             }
+        }
+    }
+
+    /// The app ended by itself while no agent was there: its shim has written down how.
+    async fn ended_while_away(&mut self) -> bool {
+        let path = self.paths.run().join(crate::shim::server::EXIT_FILE);
+        let Ok(bytes) = fs::read(&path) else { return false };
+        let _ = fs::remove_file(&path);
+        match serde_json::from_slice(&bytes) {
+            Ok(shim::Event::Exited { exit, reason }) => {
+                self.end_stray_runs().await;
+                self.exited(exit, reason).await;
+                true
+            }
+            _ => false,
         }
     }
 

@@ -247,9 +247,7 @@ impl App {
     }
 
     fn mount_root(&self, root: &crate::sandbox::RootSpec) -> Result<(), NotRunning> {
-        let mounted = nix::sys::statfs::statfs(&root.mountpoint)
-            .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
-        if mounted {
+        if is_root_mounted(root) {
             Ok(())
         } else {
             crate::sandbox::mount_root(root).map_err(NotRunning::new)
@@ -288,6 +286,12 @@ impl App {
     pub(super) fn now(&self) -> super::policy::Monotonic {
         now()
     }
+}
+
+/// Whether the root is mounted already.
+pub(super) fn is_root_mounted(root: &crate::sandbox::RootSpec) -> bool {
+    nix::sys::statfs::statfs(&root.mountpoint)
+        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC)
 }
 
 /// Fetches one block; a store that is away may come back for as long as the app can wait.

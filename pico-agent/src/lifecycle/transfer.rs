@@ -345,7 +345,17 @@ impl Remote {
     /// When the store does not answer, or answers with other bytes than were stored.
     pub async fn download(&self, generation: u64) -> Result<(), TransferError> {
         let path = self.paths.manifest();
-        let bytes = fs::read(&path).map_err(at(&path))?;
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let limit = manifest::Limits::default().document;
+                let (bytes, _) = self.store.get(&keys::manifest(&self.app), limit).await?;
+                self.meter.count(bytes.len());
+                super::record::write_atomically(&path, &bytes).map_err(at(&path))?;
+                bytes.to_vec()
+            }
+            Err(error) => return Err(at(&path)(error)),
+        };
         let manifest = Manifest::decode(&bytes, &manifest::Limits::default())?;
         let files = manifest.files.clone();
         let fetch_files = async {

@@ -80,8 +80,10 @@ impl Memory {
             match event? {
                 Event::Pagefault { addr, .. } => faults.push(Change::Fault(page(addr))),
                 Event::Fork { uffd } => {
-                    // SAFETY: the kernel made this descriptor for us; ownership passes on.
-                    changes.push(Change::Fork(unsafe { OwnedFd::from_raw_fd(uffd.into_raw_fd()) }));
+                    // `into_raw_fd` of userfaultfd 0.9 closes the descriptor that it returns.
+                    let uffd = std::mem::ManuallyDrop::new(uffd);
+                    // SAFETY: the kernel made this descriptor for us, and its other owner is never dropped.
+                    changes.push(Change::Fork(unsafe { OwnedFd::from_raw_fd(uffd.as_raw_fd()) }));
                 }
                 Event::Remap { from, to, len } => {
                     changes.push(Change::Remap(page(from), page(to), len as u64 / PAGE_SIZE));

@@ -125,12 +125,15 @@ async fn read_events(socket: Arc<AsyncFd<OwnedFd>>, events: mpsc::UnboundedSende
         let Ok(mut ready) = socket.readable().await else {
             return;
         };
-        let received = ready.try_io(
-            |socket| match receive_packet(socket.get_ref().as_fd(), &mut buffer) {
-                Err(Errno::EINTR) => Err(Errno::EAGAIN.into()),
-                other => Ok(other?),
-            },
-        );
+        let received = ready.try_io(|socket| {
+            loop {
+                match receive_packet(socket.get_ref().as_fd(), &mut buffer) {
+                    // Told once, before what is still queued, when the shim closed without reading all of ours.
+                    Err(Errno::EINTR | Errno::ECONNRESET) => {}
+                    other => return Ok(other?),
+                }
+            }
+        });
         let len = match received {
             Err(_would_block) => continue,
             Ok(Ok(0) | Err(_)) => return,
