@@ -16,6 +16,7 @@ use super::leftovers::Leftovers;
 use super::process::{await_exit, output, tail};
 use super::shaper::Shaper;
 use super::store::{BUCKET, Store};
+use super::wait::until;
 use super::{Agent, AgentConfig, AppConfig, net, pagecache, procs, slot::Slot};
 
 /// What a scenario starts with.
@@ -214,6 +215,11 @@ impl Rig {
     /// # Errors
     /// When there is none, or some of it stays in memory.
     pub fn drop_checkpoint_pages(&self, app: &str) -> Result<u64> {
+        // An upload reads what is to be dropped.
+        until(&format!("{app} stored"), Duration::from_secs(60), || {
+            let stored = self.agent.show(app)?.0.pointer("/checkpoint/stored") == Some(&true.into());
+            Ok(stored.then_some(()))
+        })?;
         let mut files = Vec::new();
         for name in ["ckpt", "pages"] {
             files.extend(pagecache::files(&self.app_dir(app).join(name))?);
