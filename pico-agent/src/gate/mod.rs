@@ -4,8 +4,9 @@
 //! to the TUN or to the app, and the queues of held packets. Knows nothing of processes, checkpoints, namespaces
 //! or why an app is hot. How the order is kept, and which kernel behaviour that leans on: kernel-notes/gate.md.
 //!
-//! Everything that reads or writes the TUN or changes a route does so with one lock held ([`Io`]), and on a
-//! blocking thread once it has begun: a future that is dropped half-way leaves no half-flipped route.
+//! Whoever changes routes holds the lock of `Routes`, whoever reads or writes the TUN that of `Pump`; both are
+//! taken in this order. A change of routes runs on a blocking thread once it has begun: a future that is dropped
+//! half-way leaves no half-flipped route.
 
 mod forwarding;
 mod hold;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 
 pub use self::hold::{HoldCounts, StrayCounts};
@@ -185,13 +186,8 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// The one owner of TUN and routes; whoever has it decides the order of packets.
-struct Io {
-    pump: Pump,
-    routes: Routes,
-}
-
-/// Reads the TUN and does with each packet what the table says.
+/// The one owner of the TUN: reads it and does with each packet what the table says. Whoever has it decides the
+/// order of packets.
 struct Pump {
     tun: Arc<Tun>,
     table: Arc<Mutex<HoldTable>>,
@@ -200,7 +196,7 @@ struct Pump {
 }
 
 /// `None` once closed.
-type SharedIo = Arc<tokio::sync::Mutex<Option<Io>>>;
+type SharedPump = Arc<tokio::sync::Mutex<Option<Pump>>>;
 
 /// The gate. Clones are the same gate; when the last one goes the TUN is let go of, and device, routes and rule
 /// stay for the next [`Gate::open`].
@@ -210,7 +206,8 @@ pub struct Gate {
 }
 
 struct Shared {
-    io: SharedIo,
+    routes: Arc<tokio::sync::Mutex<Routes>>,
+    pump: SharedPump,
     table: Arc<Mutex<HoldTable>>,
     reader: Mutex<Option<JoinHandle<()>>>,
 }
@@ -239,17 +236,23 @@ impl Gate {
             config.max_held_bytes,
         )));
         let (events, receiver) = mpsc::unbounded_channel();
-        let io = tokio::task::spawn_blocking({
-            let table = table.clone();
-            move || Io::open(&config, table, events)
-        })
-        .await??;
-        let tun = io.pump.tun.clone();
-        let io: SharedIo = Arc::new(tokio::sync::Mutex::new(Some(io)));
-        let reader = Mutex::new(Some(tokio::spawn(read_on(tun, io.clone()))));
+        let (tun, routes) = tokio::task::spawn_blocking(move || attach(&config)).await??;
+        let tun = Arc::new(tun);
+        let pump: SharedPump = Arc::new(tokio::sync::Mutex::new(Some(Pump {
+            tun: tun.clone(),
+            table: table.clone(),
+            events,
+            buffer: vec![0; MAX_PACKET].into_boxed_slice(),
+        })));
+        let shared = Shared {
+            routes: Arc::new(tokio::sync::Mutex::new(routes)),
+            reader: Mutex::new(Some(tokio::spawn(read_on(tun, pump.clone())))),
+            pump,
+            table,
+        };
         Ok((
             Self {
-                shared: Arc::new(Shared { io, table, reader }),
+                shared: Arc::new(shared),
             },
             receiver,
         ))
@@ -270,11 +273,16 @@ impl Gate {
     /// From now on the app's packets are held, and the next one for a published port raises a [`GateEvent`].
     /// When this returns, what was sent before has reached the app's device and what is sent now comes here.
     pub async fn hold(&self, app: &str) -> Result<(), GateError> {
-        let app = app.to_owned();
-        self.with_io(move |io| {
-            let addresses = io.addresses(&app)?;
-            io.table().hold(&app);
-            Ok(io.routes.close_main(addresses)?)
+        let addresses = self.addresses(app)?;
+        let (app, table) = (app.to_owned(), self.shared.table.clone());
+        self.with_routes(move |routes, pump| {
+            // First, so that what comes to the TUN from here on is kept; and when the pump is not at work, so that
+            // nothing is on its way to the app any more.
+            let pump = pump.blocking_lock();
+            pump.as_ref().ok_or(GateError::Closed)?;
+            lock(&table).hold(&app);
+            drop(pump);
+            Ok(routes.close_main(addresses)?)
         })
         .await
     }
@@ -282,8 +290,16 @@ impl Gate {
     /// The app is ready behind the device `link`: gives it what was held, then what came since, then the road.
     /// When this fails before anything was written, the app holds as before.
     pub async fn release(&self, app: &str, link: &str) -> Result<Released, GateError> {
+        let addresses = self.addresses(app)?;
         let (app, link) = (app.to_owned(), link.to_owned());
-        self.with_io(move |io| io.release(&app, &link)).await
+        self.with_routes(move |routes, pump| {
+            let link = routes.link(&link)?;
+            routes.open_table(addresses, link)?;
+            let mut pump = pump.blocking_lock();
+            let pump = pump.as_mut().ok_or(GateError::Closed)?;
+            release(routes, pump, &app, addresses, link)
+        })
+        .await
     }
 
     /// The agent was restarted and the app is hot behind `link`: makes the routes say so.
@@ -315,7 +331,7 @@ impl Gate {
     /// Lets go of the TUN now, for all clones. Device, routes and rule stay.
     pub async fn close(&self) {
         let reader = self.shared.stop_reader();
-        drop(self.shared.io.lock().await.take());
+        drop(self.shared.pump.lock().await.take());
         if let Some(reader) = reader {
             // Ends as cancelled; what counts is that it has let go of the descriptor.
             let _ = reader.await;
@@ -337,13 +353,19 @@ impl Gate {
         lock(&self.shared.table)
     }
 
-    /// Runs a step that nothing may come between, on a blocking thread.
-    async fn with_io<T: Send + 'static>(
+    fn addresses(&self, app: &str) -> Result<Addresses, GateError> {
+        let addresses = self.table().addresses(app);
+        addresses.ok_or_else(|| GateError::UnknownApp(app.to_owned()))
+    }
+
+    /// Runs a change of routes, one at a time, on a blocking thread.
+    async fn with_routes<T: Send + 'static>(
         &self,
-        step: impl FnOnce(&mut Io) -> Result<T, GateError> + Send + 'static,
+        step: impl FnOnce(&mut Routes, &SharedPump) -> Result<T, GateError> + Send + 'static,
     ) -> Result<T, GateError> {
-        let mut guard: OwnedMutexGuard<Option<Io>> = self.shared.io.clone().lock_owned().await;
-        tokio::task::spawn_blocking(move || step(guard.as_mut().ok_or(GateError::Closed)?)).await?
+        let mut routes = self.shared.routes.clone().lock_owned().await;
+        let pump = self.shared.pump.clone();
+        tokio::task::spawn_blocking(move || step(&mut routes, &pump)).await?
     }
 }
 
@@ -361,65 +383,44 @@ struct Pumped {
     empty: bool,
 }
 
-impl Io {
-    fn open(
-        config: &GateConfig,
-        table: Arc<Mutex<HoldTable>>,
-        events: mpsc::UnboundedSender<GateEvent>,
-    ) -> Result<Self, GateError> {
-        let tun = Tun::attach(&config.tun).map_err(|source| GateError::Tun {
-            tun: config.tun.clone(),
-            source,
-        })?;
-        forwarding::enable(&config.state_file, &config.tun)?;
-        let routes = Routes::establish(config)?;
-        let buffer = vec![0; MAX_PACKET].into_boxed_slice();
-        let pump = Pump {
-            tun: Arc::new(tun),
-            table,
-            events,
-            buffer,
-        };
-        Ok(Self { pump, routes })
-    }
+fn attach(config: &GateConfig) -> Result<(Tun, Routes), GateError> {
+    let tun = Tun::attach(&config.tun).map_err(|source| GateError::Tun {
+        tun: config.tun.clone(),
+        source,
+    })?;
+    forwarding::enable(&config.state_file, &config.tun)?;
+    Ok((tun, Routes::establish(config)?))
+}
 
-    fn table(&self) -> MutexGuard<'_, HoldTable> {
-        lock(&self.pump.table)
+/// The order matters, and is argued in kernel-notes/gate.md. The rule's table leads to the app already.
+fn release(
+    routes: &mut Routes,
+    pump: &mut Pump,
+    app: &str,
+    addresses: Addresses,
+    link: u32,
+) -> Result<Released, GateError> {
+    let start = Instant::now();
+    let taken = lock(&pump.table).release(app, start);
+    let mut released = Released {
+        held: taken.packets.len(),
+        waited: taken.waited,
+        ..Released::default()
+    };
+    for packet in &taken.packets {
+        released.refused += usize::from(!pump.write_back(packet));
     }
-
-    fn addresses(&self, app: &str) -> Result<Addresses, GateError> {
-        self.table()
-            .addresses(app)
-            .ok_or_else(|| GateError::UnknownApp(app.to_owned()))
+    // What comes to the TUN between its being empty and the flip is overtaken by what follows it on the open
+    // road, unless it is passed on at once: this is no time to be put off the processor.
+    let urgent = Urgent::begin();
+    pump.drain(&mut released)?;
+    for address in addresses.both() {
+        routes.open_main(address, link)?;
+        pump.drain(&mut released)?;
     }
-
-    /// The order matters, and is argued in kernel-notes/gate.md.
-    fn release(&mut self, app: &str, link: &str) -> Result<Released, GateError> {
-        let addresses = self.addresses(app)?;
-        let link = self.routes.link(link)?;
-        self.routes.open_table(addresses, link)?;
-        let start = Instant::now();
-        let taken = self.table().release(app, start);
-        let mut released = Released {
-            held: taken.packets.len(),
-            waited: taken.waited,
-            ..Released::default()
-        };
-        for packet in &taken.packets {
-            released.refused += usize::from(!self.pump.write_back(packet));
-        }
-        // What comes to the TUN between its being empty and the flip is overtaken by what follows it on the open
-        // road, unless it is passed on at once: this is no time to be put off the processor.
-        let urgent = Urgent::begin();
-        self.pump.drain(&mut released)?;
-        for address in addresses.both() {
-            self.routes.open_main(address, link)?;
-            self.pump.drain(&mut released)?;
-        }
-        drop(urgent);
-        released.took = start.elapsed();
-        Ok(released)
-    }
+    drop(urgent);
+    released.took = start.elapsed();
+    Ok(released)
 }
 
 impl Pump {
@@ -466,15 +467,15 @@ impl Pump {
 }
 
 /// Reads the TUN until it is lost or the gate is closed.
-async fn read_on(tun: Arc<Tun>, io: SharedIo) {
+async fn read_on(tun: Arc<Tun>, pump: SharedPump) {
     loop {
         let mut ready = match tun.readable().await {
             Ok(ready) => ready,
             Err(error) => return tracing::error!(%error, "the TUN cannot be watched"),
         };
-        let mut guard = io.lock().await;
+        let mut guard = pump.lock().await;
         let Some(open) = guard.as_mut() else { return };
-        match open.pump.run(BATCH) {
+        match open.run(BATCH) {
             Ok(pumped) if pumped.empty => ready.clear_ready(),
             Ok(_) => {}
             Err(error) => {

@@ -109,6 +109,21 @@ fn traces() -> Result<String> {
     Ok(all.replace("state UNKNOWN", "state UP"))
 }
 
+/// TCP segments sent again in the calling thread's namespace.
+fn resent() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
+    let mut tcp = text
+        .lines()
+        .filter(|line| line.starts_with("Tcp:"))
+        .map(str::split_whitespace);
+    let (names, values) = tcp.next().zip(tcp.next()).context("no Tcp lines")?;
+    let (_, value) = names
+        .zip(values)
+        .find(|(name, _)| *name == "RetransSegs")
+        .context("no RetransSegs")?;
+    Ok(value.parse()?)
+}
+
 /// One TCP client, the app made after the client's first packet.
 async fn a_connection_waits(from_elsewhere: bool, ipv6: bool) -> Result<()> {
     let world = World::new()?;
@@ -117,13 +132,13 @@ async fn a_connection_waits(from_elsewhere: bool, ipv6: bool) -> Result<()> {
     let app = world.app(5);
     gate.register("web", app.addrs, &[HTTP]);
     let target = SocketAddr::new(app.addrs.both()[usize::from(ipv6)], 80);
-    let client = move || -> Result<(SocketAddr, String)> {
+    let client = move || -> Result<(SocketAddr, String, u64)> {
         let mut stream = TcpStream::connect_timeout(&target, LIMIT)?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.write_all(b"hello\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        Ok((stream.local_addr()?, answer))
+        Ok((stream.local_addr()?, answer, resent()?))
     };
     let client = if from_elsewhere {
         inside(&world.stranger().await?.netns, client)
@@ -156,7 +171,9 @@ async fn a_connection_waits(from_elsewhere: bool, ipv6: bool) -> Result<()> {
         Ok(peer)
     }));
     let seen = seen.await?;
-    let (own, answer) = joined(client).await?;
+    let (own, answer, resent) = joined(client).await?;
+    // What was held is what was answered, not the client's second try.
+    assert_eq!(resent, 0);
     assert_eq!(seen, own);
     assert_eq!(answer, format!("you are {own} and said hello\n"));
     let expected: IpAddr = match (from_elsewhere, ipv6) {
@@ -181,6 +198,20 @@ fn a_connection_from_elsewhere_waits_and_keeps_its_address() -> Result<()> {
     in_netns(|| a_connection_waits(true, true))
 }
 
+#[test]
+fn a_strict_reverse_path_on_the_whole_host_is_no_obstacle() -> Result<()> {
+    for ipv6 in [false, true] {
+        in_netns(|| async move {
+            std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1")?;
+            a_connection_waits(true, ipv6).await
+        })?;
+    }
+    in_netns(|| async {
+        std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1")?;
+        a_connection_waits(false, false).await
+    })
+}
+
 /// Sends numbers in bursts until told to stop, then how many they were, which it also returns.
 fn count_at(target: SocketAddr, stop: Arc<AtomicBool>) -> impl FnOnce() -> Result<u64> + Send + 'static {
     move || {
@@ -192,7 +223,7 @@ fn count_at(target: SocketAddr, stop: Arc<AtomicBool>) -> impl FnOnce() -> Resul
                 socket.send(&sent.to_be_bytes())?;
                 sent += 1;
             }
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(Duration::from_micros(500));
         }
         socket.send(&(END | sent).to_be_bytes())?;
         Ok(sent)
