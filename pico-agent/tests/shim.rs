@@ -57,7 +57,7 @@ impl World {
         }
     }
 
-    async fn shim(&mut self) -> (ShimClient, UnboundedReceiver<Event>, ShimConfig) {
+    async fn shim(&mut self, restores: bool) -> (ShimClient, UnboundedReceiver<Event>, ShimConfig) {
         self.run += 1;
         self.tree.app(&self.name, &Limits::default()).unwrap();
         let cgroup = self.tree.run(&self.name, self.run).unwrap();
@@ -78,6 +78,7 @@ impl World {
             root: self.root(),
             cgroup,
             shim_cgroup,
+            restores,
             fault_timeout_s: 10,
         };
         let log = std::fs::File::options()
@@ -176,7 +177,7 @@ async fn a_restored_redis_has_every_key_after_three_partial_swaps() {
     let mut world = World::new("redis");
     let root = world.root();
     pico_agent::sandbox::mount_root(&root).unwrap();
-    let (client, mut events, config) = world.shim().await;
+    let (client, mut events, config) = world.shim(false).await;
     let spec = SandboxSpec {
         hostname: "redis".into(),
         root: root.clone(),
@@ -212,7 +213,7 @@ async fn a_restored_redis_has_every_key_after_three_partial_swaps() {
     dump(&client, &mut events, world.dir.join("ckpt/1"), 1).await;
     for generation in 2..=4u64 {
         drop(client.clone());
-        let (client, mut events, _config) = world.shim().await;
+        let (client, mut events, _config) = world.shim(true).await;
         let checkpoint = world.dir.join(format!("ckpt/{}", generation - 1));
         client.send(&Request::Restore { checkpoint }).await.unwrap();
         match next(&mut events).await {

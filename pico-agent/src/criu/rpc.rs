@@ -8,7 +8,6 @@ use super::wire::{self, Value, WireError};
 
 const DUMP: u64 = 1;
 const RESTORE: u64 = 2;
-const FEATURE_CHECK: u64 = 9;
 const NOTIFY: u64 = 6;
 /// `criu_network_lock_method`: the gate is the lock.
 const NETWORK_LOCK_SKIP: u64 = 3;
@@ -76,17 +75,6 @@ pub fn restore(common: &Common<'_>, root: &str, inherit: &[(String, RawFd)]) -> 
         wire::put(&mut opts, 27, Value::Bytes(&entry));
     }
     request(RESTORE, &opts)
-}
-
-/// A request that makes CRIU probe the kernel and then wait for the next one.
-pub fn warm_up() -> Vec<u8> {
-    let mut features = Vec::new();
-    number(&mut features, 2, 1); // lazy_pages
-    let mut out = Vec::new();
-    number(&mut out, 1, FEATURE_CHECK);
-    number(&mut out, 4, 1); // keep_open
-    wire::put(&mut out, 5, Value::Bytes(&features));
-    out
 }
 
 /// The answer to a notification: go on, or give up.

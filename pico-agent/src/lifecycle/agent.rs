@@ -193,6 +193,7 @@ async fn open_host(
         fs::create_dir_all(&dir).map_err(at(&dir))?;
     }
     mount_kernel_cache(&state_dir.join("kdat"))?;
+    share_mounts(&state_dir.join("apps"))?;
     let cgroups = CgroupTree::open(&config.instance)?;
     let probes = Probes::load(&cgroups.apps_path())?;
     let (gate, events) = Gate::open(gate_config(config)).await?;
@@ -222,6 +223,32 @@ fn mount_kernel_cache(dir: &Path) -> Result<(), AgentError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("pico"), dir, Some("tmpfs"), flags, Some("size=4m,mode=0700"))
         .map_err(|error| at(dir)(error.into()))
+}
+
+/// Makes `dir` a place from which mounts spread: a root that is mounted there later is seen by shims that run
+/// already, in mount namespaces of their own.
+fn share_mounts(dir: &Path) -> Result<(), AgentError> {
+    let none: Option<&str> = None;
+    let result = if is_mount_point(dir)? {
+        Ok(())
+    } else {
+        mount(Some(dir), dir, none, MsFlags::MS_BIND, none)
+    };
+    result
+        .and_then(|()| mount(none, dir, none, MsFlags::MS_PRIVATE, none))
+        .and_then(|()| mount(none, dir, none, MsFlags::MS_SHARED, none))
+        .map_err(|error| at(dir)(error.into()))
+}
+
+/// Whether something is mounted exactly here (a bind mount of the same file system too).
+fn is_mount_point(dir: &Path) -> Result<bool, AgentError> {
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read_to_string(table).map_err(at(table))?;
+    // As proc_pid_mountinfo(5) escapes it.
+    let dir = dir.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
+    Ok(text
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(dir.as_str())))
 }
 
 fn is_mounted(dir: &Path) -> bool {
@@ -507,6 +534,7 @@ pub async fn cleanup(config: &Config) -> Result<Vec<String>, AgentError> {
     }
     Gate::remove(&gate_config(config)).await?;
     unmount(&config.state_dir.join("kdat"))?;
+    unmount(&apps)?;
     tree.remove_all()?;
     let _ = fs::remove_file(config.socket());
     Ok(removed)

@@ -5,7 +5,7 @@ use std::fs;
 use super::app::{App, STOP_GRACE};
 use super::policy::{self, Found, Recovery};
 use super::state::{Event, State};
-use super::swap_in::NotRunning;
+use super::swap_in::{NotRunning, is_root_mounted, mount_root};
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::sandbox::{Limits, SandboxSpec};
 use crate::shim::client::ShimClient;
@@ -49,13 +49,14 @@ impl App {
         self.have_files().await?;
         // What the app wrote may lie over a root that was replaced since: it starts afresh, so that is fine.
         let root = self.root();
-        if !super::swap_in::is_root_mounted(&root) && root.upper.is_dir() {
+        if !is_root_mounted(&root) && root.upper.is_dir() {
             crate::sandbox::forget_lower(&root).map_err(NotRunning::new)?;
         }
+        mount_root(&root)?;
         crate::sandbox::net::create(&self.net())
             .await
             .map_err(NotRunning::new)?;
-        let (client, mut events, cgroup) = self.shim().await?;
+        let (client, mut events, cgroup) = self.shim(false).await?;
         let spec = self.sandbox(cgroup.clone());
         client
             .send(&Request::Start(Box::new(spec)))

@@ -127,21 +127,26 @@ impl App {
 
     async fn swap_in(&mut self, from: Tier, watch: &mut Stopwatch) -> Result<(), NotRunning> {
         let generation = self.record.checkpoint.generation;
-        let net = self.net();
-        let network = crate::sandbox::net::create(&net);
-        if from == Tier::Cold {
-            let remote = self
-                .remote()
-                .ok_or_else(|| NotRunning::new("there is no [store] in agent.toml"))?;
-            let (fetched, network) = tokio::join!(remote.download(generation), network);
-            network.map_err(NotRunning::new)?;
-            fetched.map_err(NotRunning::new)?;
-            self.record.checkpoint.local = Some(generation);
-            watch.lap("fetch");
-        } else {
-            network.await.map_err(NotRunning::new)?;
-        }
-        let (client, mut events, cgroup) = self.shim().await?;
+        crate::sandbox::net::create(&self.net())
+            .await
+            .map_err(NotRunning::new)?;
+        let (client, mut events, cgroup) = match from {
+            Tier::Warm => self.shim(true).await?,
+            Tier::Cold => {
+                // CRIU gets ready while the checkpoint comes; the root is mounted when its files are there.
+                let none = || NotRunning::new("there is no [store] in agent.toml");
+                let remote = self.remote().ok_or_else(none)?;
+                let (fetched, shim) = tokio::join!(remote.download(generation), self.shim(true));
+                fetched.map_err(NotRunning::new)?;
+                self.record.checkpoint.local = Some(generation);
+                watch.lap("fetch");
+                shim?
+            }
+        };
+        let root = self.root();
+        tokio::task::spawn_blocking(move || mount_root(&root))
+            .await
+            .map_err(NotRunning::new)??;
         watch.lap("sandbox");
         let checkpoint = self.paths.checkpoint(generation);
         client
@@ -161,9 +166,10 @@ impl App {
         Ok(())
     }
 
-    /// A shim for a new run, with root and cgroup ready.
+    /// A shim for a new run, in its cgroups; the network must be there. The root may be mounted later.
     pub(super) async fn shim(
         &mut self,
+        restores: bool,
     ) -> Result<(ShimClient, mpsc::UnboundedReceiver<shim::Event>, Cgroup), NotRunning> {
         let run = self.runs().last().copied().unwrap_or(0).max(self.record.run) + 1;
         self.record.run = run;
@@ -176,7 +182,6 @@ impl App {
         let shim_cgroup = cgroups.shim(&name).map_err(NotRunning::new)?;
         shim_cgroup.create().map_err(NotRunning::new)?;
         let root = self.root();
-        self.mount_root(&root)?;
         let work = self.paths.run();
         let _ = std::fs::remove_dir_all(&work);
         std::fs::create_dir_all(&work).map_err(NotRunning::new)?;
@@ -194,6 +199,7 @@ impl App {
             root,
             cgroup: cgroup.clone(),
             shim_cgroup,
+            restores,
             fault_timeout_s: FETCH_PATIENCE.as_secs(),
         };
         let log = std::fs::File::create(work.join("shim.log")).map_err(NotRunning::new)?;
@@ -246,14 +252,6 @@ impl App {
         }
     }
 
-    fn mount_root(&self, root: &crate::sandbox::RootSpec) -> Result<(), NotRunning> {
-        if is_root_mounted(root) {
-            Ok(())
-        } else {
-            crate::sandbox::mount_root(root).map_err(NotRunning::new)
-        }
-    }
-
     /// Fetches a block that a fault of the running app waits for.
     pub(super) fn serve_block(&self, object: ObjectId, block: u64) {
         if let Some(live) = &self.live {
@@ -285,6 +283,15 @@ impl App {
 
     pub(super) fn now(&self) -> super::policy::Monotonic {
         now()
+    }
+}
+
+/// Mounts the root where it is not mounted; shims see it come ([`super::agent`] makes the place shared).
+pub(super) fn mount_root(root: &crate::sandbox::RootSpec) -> Result<(), NotRunning> {
+    if is_root_mounted(root) {
+        Ok(())
+    } else {
+        crate::sandbox::mount_root(root).map_err(NotRunning::new)
     }
 }
 

@@ -48,6 +48,8 @@ pub struct ShimConfig {
     pub cgroup: Cgroup,
     /// The shim's own cgroup, which is none of the agent's: the shim outlives it.
     pub shim_cgroup: Cgroup,
+    /// Whether CRIU is started at once, in the app's network namespace and cgroup, to wait for a restore.
+    pub restores: bool,
     /// How long a fault may wait for an agent before the app is ended, in seconds.
     pub fault_timeout_s: u64,
 }

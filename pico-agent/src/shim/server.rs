@@ -141,6 +141,8 @@ struct Shim {
     lazy: Option<OwnedFd>,
     pager: Option<Pager<LocalPages>>,
     work: Work,
+    /// A CRIU that waits to be told what to restore.
+    waiting: Option<Swrk>,
     /// Directories that CRIU opens through this process while it works.
     criu_dirs: Option<[File; 2]>,
     /// CRIU has dumped and ended the app.
@@ -219,6 +221,7 @@ impl Shim {
             lazy: None,
             pager: None,
             work: Work::None,
+            waiting: None,
             criu_dirs: None,
             dumped: false,
             stdio: None,
@@ -235,6 +238,10 @@ impl Shim {
         shim.watch(shim.listener.as_fd(), source::LISTENER)?;
         shim.watch(shim.timer.as_fd(), source::TIMER)?;
         shim.watch(shim.keeper.socket(), source::KEEPER)?;
+        if shim.config.restores {
+            shim.open_stdio().map_err(system("make the log pipes"))?;
+            shim.waiting = Some(shim.wait_for_restore().map_err(system("start CRIU"))?);
+        }
         shim.adopt(agent)?;
         Ok(shim)
     }
@@ -318,6 +325,10 @@ impl Shim {
             return;
         }
         self.outbox.clear();
+        // Nothing was asked of this shim yet, and nobody will.
+        if self.phase == Phase::Idle {
+            self.done = true;
+        }
         if let Work::Dump {
             at: DumpStep::Deciding,
             ..
@@ -544,6 +555,17 @@ impl Shim {
         self.pager = None;
     }
 
+    /// A CRIU in the app's network namespace and cgroup, with the app's ends of the log pipes.
+    fn wait_for_restore(&self) -> io::Result<Swrk> {
+        let inherit: Vec<i32> = self.stdio.iter().flatten().map(LogPipe::write_number).collect();
+        let place = Place {
+            netns: &self.config.netns,
+            cgroup: Some(&self.config.cgroup),
+            inherit: &inherit,
+        };
+        Swrk::spawn(&self.config.criu, place)
+    }
+
     fn begin_restore(&mut self, checkpoint: &Path) -> Result<(), String> {
         let since = Instant::now();
         self.phase = Phase::Starting;
@@ -566,8 +588,12 @@ impl Shim {
             .map_err(|error| error.to_string())?;
         self.lazy_listener = Some(listener);
 
-        self.open_stdio()
-            .map_err(|error| words("the log pipes", &error))?;
+        let swrk = self
+            .waiting
+            .take()
+            .ok_or("this shim was not started to restore an app")?;
+        self.watch(swrk.socket(), source::CRIU)
+            .map_err(|error| error.to_string())?;
         let Some([out, err]) = &self.stdio else {
             return Err("no log pipes".into());
         };
@@ -576,15 +602,6 @@ impl Shim {
             (names[0].clone(), out.write_number()),
             (names[1].clone(), err.write_number()),
         ];
-        let place = Place {
-            netns: &self.config.netns,
-            cgroup: Some(&self.config.cgroup),
-            inherit: &[out.write_number(), err.write_number()],
-        };
-        let swrk =
-            Swrk::spawn(&self.config.criu, place).map_err(|error| words("CRIU cannot be started", &error))?;
-        self.watch(swrk.socket(), source::CRIU)
-            .map_err(|error| error.to_string())?;
         let (images, work) = (open_dir(&images)?, open_dir(&self.config.work)?);
         let common = Common {
             images: images.as_raw_fd(),
