@@ -1,6 +1,6 @@
 //! The archive: an app's writable layer (the upper directory of its overlay) as one object.
 //!
-//! Owns the format below, written by [`pack`] and read by [`unpack`]. Knows nothing of overlay mounts
+//! Owns the format below, written by [`pack()`] and read by [`unpack()`]. Knows nothing of overlay mounts
 //! or objects: a folder in, a stream out, and back. A folder is walked in order of names, so the same
 //! content gives the same bytes. All numbers are little-endian.
 //!
@@ -66,7 +66,7 @@ const XATTRS_MAX: usize = 65_536 / 7;
 /// Folders within folders. Each level costs a file descriptor while it is walked.
 const DEPTH_MAX: usize = 256;
 
-/// What [`unpack`] accepts at most.
+/// What [`unpack()`] accepts at most.
 #[derive(Debug, Clone)]
 pub struct Budget {
     /// Bytes of file content and of extended attributes.
@@ -75,7 +75,7 @@ pub struct Budget {
     pub entries: u64,
 }
 
-/// What went through [`pack`] or [`unpack`].
+/// What went through [`pack()`] or [`unpack()`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
     /// Length and hash of the whole archive.
