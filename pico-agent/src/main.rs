@@ -56,5 +56,11 @@ fn failure(error: AgentError) -> Failure {
         AgentError::Probes(_) | AgentError::Criu(_) => ErrorCode::Unsupported,
         _ => ErrorCode::Failed,
     };
-    Failure::new(code, error.to_string())
+    let hint = match &error {
+        AgentError::Store(_) => {
+            "see that the store runs and [store] in agent.toml names it; `pico-agent doctor` tries it"
+        }
+        _ => "",
+    };
+    Failure::new(code, error.to_string()).hint(hint)
 }

@@ -1,6 +1,7 @@
 //! Where things are: the repository, its target directory, the tools directory that all clones
 //! of one user share. Knows nothing of what is built there.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -64,7 +65,11 @@ impl Place {
 /// Takes from the command's environment what `cargo run` added for xtask. What was set for the
 /// command itself stays.
 pub fn clean_env(cmd: &mut Command) -> &mut Command {
-    for (key, _) in std::env::vars_os() {
+    clean(cmd, std::env::vars_os().map(|(key, _)| key))
+}
+
+fn clean(cmd: &mut Command, inherited: impl Iterator<Item = OsString>) -> &mut Command {
+    for key in inherited {
         let name = key.to_string_lossy();
         let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"]
             .iter()
@@ -95,14 +100,18 @@ mod tests {
 
     #[test]
     fn what_cargo_said_of_xtask_is_not_passed_on() {
-        // Cargo has set both for this test.
         let mut cmd = Command::new("true");
-        clean_env(cmd.env("CARGO_MANIFEST_DIR", "/elsewhere"));
+        let inherited = ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "HOME"];
+        clean(
+            cmd.env("CARGO_MANIFEST_DIR", "/elsewhere"),
+            inherited.map(OsString::from).into_iter(),
+        );
         let env: Vec<_> = cmd.get_envs().collect();
         assert!(
             env.contains(&("CARGO_MANIFEST_DIR".as_ref(), Some("/elsewhere".as_ref()))),
             "{env:?}"
         );
         assert!(env.contains(&("CARGO_PKG_NAME".as_ref(), None)), "{env:?}");
+        assert_eq!(env.len(), 2, "{env:?}");
     }
 }

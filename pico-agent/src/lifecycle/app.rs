@@ -703,6 +703,15 @@ impl App {
         self.publish();
     }
 
+    /// Keeps on the disk that the app runs, before anybody else can know it.
+    pub(super) fn will_be_hot(&self) {
+        let mut record = self.record.clone();
+        record.situation.state = State::Hot;
+        if let Err(error) = record.write(&self.paths.dir) {
+            tracing::error!(app = self.config.name, %error, "cannot write the wake record");
+        }
+    }
+
     pub(super) fn fail(&mut self, during: &str, reason: &str) {
         tracing::warn!(app = self.config.name, during, reason, "failed");
         let at = Timestamp::now();

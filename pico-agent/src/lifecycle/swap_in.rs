@@ -11,6 +11,7 @@ use super::record::{Phase, Wake};
 use super::state::{Event, Tier};
 use super::transfer::{Remote, TransferError};
 use crate::checkpoint::index::ObjectId;
+use crate::config::AfterCrash;
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::sandbox::Cgroup;
 use crate::shim::client::ShimClient;
@@ -156,6 +157,10 @@ impl App {
         let pid = self.running(&client, &mut events).await?;
         watch.lap("restore");
         self.live(client, events, cgroup, pid);
+        if self.config.after_crash == AfterCrash::Fresh {
+            // Once it has answered, it must not answer from this checkpoint again.
+            self.will_be_hot();
+        }
         let link = &self.record.link;
         self.host
             .gate

@@ -265,12 +265,17 @@ impl Rig {
         Ok(procs::field(&status, "PPid").context("no PPid")?.parse()?)
     }
 
-    /// The processes of an app itself.
+    /// The processes of an app itself: those in its pid namespace. A CRIU that has just restored it may be in its
+    /// cgroup for a moment longer. Of an app without a process: whatever is left in its cgroup.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
     pub fn processes(&self, app: &str) -> Result<Vec<procs::Process>> {
-        procs::in_cgroup(&self.agent.app_cgroup(app))
+        let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let of_app = self.agent.show(app)?.pid().ok().and_then(namespace);
+        let mut processes = procs::in_cgroup(&self.agent.app_cgroup(app))?;
+        processes.retain(|process| of_app.is_none() || namespace(process.pid) == of_app);
+        Ok(processes)
     }
 
     /// The IPv4 service address of an app.
