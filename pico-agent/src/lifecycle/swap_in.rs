@@ -1,9 +1,11 @@
 //! From a checkpoint to a running app.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tokio::sync::mpsc;
 
 use super::app::{App, now};
@@ -11,6 +13,7 @@ use super::record::{Phase, Wake};
 use super::state::{Event, Tier};
 use super::transfer::{Remote, TransferError};
 use crate::checkpoint::index::ObjectId;
+use crate::checkpoint::local::IMAGES_DIR;
 use crate::config::AfterCrash;
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::sandbox::Cgroup;
@@ -132,7 +135,12 @@ impl App {
             .await
             .map_err(NotRunning::new)?;
         let (client, mut events, cgroup) = match from {
-            Tier::Warm => self.shim(true).await?,
+            Tier::Warm => {
+                // The disk works while CRIU gets ready; nobody waits for this.
+                let (checkpoint, pages) = (self.paths.checkpoint(generation), self.paths.pages());
+                tokio::task::spawn_blocking(move || read_ahead(&checkpoint, &pages, generation));
+                self.shim(true).await?
+            }
             Tier::Cold => {
                 // CRIU gets ready while the checkpoint comes; the root is mounted when its files are there.
                 let none = || NotRunning::new("there is no [store] in agent.toml");
@@ -288,6 +296,39 @@ impl App {
 
     pub(super) fn now(&self) -> super::policy::Monotonic {
         now()
+    }
+}
+
+/// Asks the kernel for everything of a local checkpoint that a wake reads first: images, index, and the newest page
+/// objects if they are small, which are what the last wake touched. Into the page cache, not into the app's memory.
+fn read_ahead(checkpoint: &Path, pages: &Path, generation: u64) {
+    let list = |dir: &Path| {
+        let entries = std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok);
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let newest = format!("{generation}-");
+    let is_newest = |path: &PathBuf| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with(&newest))
+    };
+    let mut objects: Vec<PathBuf> = list(pages).into_iter().filter(is_newest).collect();
+    let size = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.len());
+    if objects.iter().map(size).sum::<u64>() > super::transfer::FIRST_PAGES_BYTES {
+        objects.clear();
+    }
+    for path in list(&checkpoint.join(IMAGES_DIR))
+        .iter()
+        .chain(&list(checkpoint))
+        .chain(&objects)
+    {
+        if let Ok(file) = std::fs::File::open(path) {
+            // A hint: a file system that does not take it is read when it is needed.
+            let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::store::cache::CacheError;
 use crate::store::{ETag, PageCache, PageFile, Precondition, Store, StoreError};
 
 /// Newest page objects up to this size in all come with the first wave: they are what the last wake touched.
-const FIRST_PAGES_BYTES: u64 = 8 << 20;
+pub(super) const FIRST_PAGES_BYTES: u64 = 8 << 20;
 /// Ranges that one page object is fetched in.
 const RANGE_BYTES: usize = 512 << 10;
 
