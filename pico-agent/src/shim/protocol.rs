@@ -13,7 +13,8 @@ use crate::pager::PagerStats;
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::{RootSpec, SandboxSpec};
 
-/// Version of the protocol. A shim of another version is left alone until its app sleeps.
+/// Version of the protocol. An agent that meets a shim of another version ends that run:
+/// its app goes on from its last checkpoint.
 pub const VERSION: u32 = 1;
 
 /// Longest packet, in bytes.

@@ -271,6 +271,9 @@ impl Demo {
                 processes[0]
             );
         }
+        for app in &self.apps {
+            self.rig.stored(app.name())?;
+        }
         self.say(&format!("and what lies in the bucket '{BUCKET}':"));
         for (key, size) in self.rig.store.objects()? {
             println!("          {:>10}  {key}", table::bytes(size));

@@ -210,16 +210,24 @@ impl Rig {
         self.agent.config.state_dir.join("apps").join(app)
     }
 
+    /// Waits until a sleeping app's checkpoint is in the store.
+    ///
+    /// # Errors
+    /// When it is not within a minute.
+    pub fn stored(&self, app: &str) -> Result<()> {
+        until(&format!("{app} stored"), Duration::from_secs(60), || {
+            let stored = self.agent.show(app)?.0.pointer("/checkpoint/stored") == Some(&true.into());
+            Ok(stored.then_some(()))
+        })
+    }
+
     /// Drops a warm app's checkpoint from the page cache, as if it had slept for long.
     ///
     /// # Errors
     /// When there is none, or some of it stays in memory.
     pub fn drop_checkpoint_pages(&self, app: &str) -> Result<u64> {
         // An upload reads what is to be dropped.
-        until(&format!("{app} stored"), Duration::from_secs(60), || {
-            let stored = self.agent.show(app)?.0.pointer("/checkpoint/stored") == Some(&true.into());
-            Ok(stored.then_some(()))
-        })?;
+        self.stored(app)?;
         let mut files = Vec::new();
         for name in ["ckpt", "pages"] {
             files.extend(pagecache::files(&self.app_dir(app).join(name))?);
