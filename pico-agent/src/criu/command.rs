@@ -77,6 +77,16 @@ impl Criu {
         &self.program
     }
 
+    /// Whether a file that is needed to start CRIU lies below `dir`.
+    pub fn needs(&self, dir: &Path) -> bool {
+        let (loader, libraries) = self
+            .loader
+            .as_ref()
+            .map_or((None, None), |(l, d)| (Some(l), Some(d)));
+        let files = [Some(&self.program), loader, libraries, self.preload.as_ref()];
+        files.into_iter().flatten().any(|file| file.starts_with(dir))
+    }
+
     /// A command that starts CRIU with `args`, hardware breakpoints off (7-19 ms a restore; FI_NO_BREAKPOINTS).
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = match &self.loader {

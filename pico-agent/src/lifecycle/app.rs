@@ -110,6 +110,8 @@ pub(super) struct App {
     sleep_failures: Failures,
     upload_failures: Failures,
     pub(super) upload: Option<Upload>,
+    /// The host goes down.
+    pub(super) going_down: bool,
     /// The owner asked for cold.
     pub(super) cold_now: bool,
     restart_at: Option<Monotonic>,
@@ -162,6 +164,7 @@ impl App {
             sleep_failures: Failures::default(),
             upload_failures: Failures::default(),
             upload: None,
+            going_down: false,
             cold_now: false,
             restart_at: None,
             restarts: 0,
@@ -289,6 +292,7 @@ impl App {
     }
 
     async fn shut_down(&mut self) {
+        self.going_down = true;
         if self.state() == State::Hot {
             let _ = self.sleep("the host goes down").await;
         }

@@ -137,7 +137,8 @@ impl App {
     /// from here on there is always one whole state to wake from.
     fn point_of_no_return(&self, generation: u64) -> Result<(), String> {
         let held = self.host.gate.held(&self.config.name);
-        if held > 0 {
+        // When the host goes down it sleeps all the same; the client sends again, and the next agent hears it.
+        if held > 0 && !self.going_down {
             return Err(format!("called off: {held} packets came for it meanwhile"));
         }
         let (from, to) = (

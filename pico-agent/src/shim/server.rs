@@ -184,7 +184,7 @@ impl Shim {
             .map_err(|error| ShimError::Config(error.to_string()))?;
         nix::sys::prctl::set_child_subreaper(true).map_err(system("become the subreaper"))?;
         fs::create_dir_all(&config.work).map_err(system("create the working directory"))?;
-        own_mounts(&config.kernel_cache, &config.work).map_err(system("set up the mount namespace"))?;
+        own_mounts(&config).map_err(system("set up the mount namespace"))?;
         let keeper = Keeper::fork(&config.cgroup).map_err(system("fork the keeper"))?;
 
         let mut mask = SigSet::empty();
@@ -1110,16 +1110,17 @@ fn receive_memory(connection: BorrowedFd<'_>) -> io::Result<Option<Lazy>> {
 }
 
 /// A mount namespace of the shim's own, in which `/run` is the tmpfs that CRIU keeps its kernel cache on, and `/tmp`
-/// the working directory: a CRIU that is killed leaves directories there.
-fn own_mounts(kernel_cache: &Path, work: &Path) -> nix::Result<()> {
+/// the working directory (a CRIU that is killed leaves directories there), unless CRIU itself lies there.
+fn own_mounts(config: &ShimConfig) -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
-    mount(Some(kernel_cache), "/run", none, MsFlags::MS_BIND, none)?;
-    if work.starts_with("/tmp") {
+    mount(Some(&config.kernel_cache), "/run", none, MsFlags::MS_BIND, none)?;
+    let tmp = Path::new("/tmp");
+    if config.work.starts_with(tmp) || config.criu.needs(tmp) {
         return Ok(());
     }
-    mount(Some(work), "/tmp", none, MsFlags::MS_BIND, none)
+    mount(Some(&config.work), tmp, none, MsFlags::MS_BIND, none)
 }
 
 fn open_dir(path: &Path) -> Result<File, String> {

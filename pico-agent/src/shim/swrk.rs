@@ -53,6 +53,8 @@ impl Swrk {
             .collect();
         let mut command = criu.swrk(theirs.as_raw_fd());
         let enter = move || {
+            // A CRIU that goes on without the shim would work on tasks that the keeper ends.
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
             if let Some(cgroup) = &cgroup {
                 cgroup.join_self().map_err(io::Error::other)?;
             }
