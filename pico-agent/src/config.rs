@@ -7,7 +7,6 @@ mod problem;
 pub mod rootfs;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addresses::{Ipv4Net, Ipv6Net};
 use crate::port::Port;
+use crate::store::StoreConfig;
 use crate::units::{Size, Wait};
 
 pub use problem::{ConfigError, Problem};
@@ -42,7 +42,7 @@ pub struct Config {
     /// Service subnets and the gate's names.
     pub network: Network,
     /// Object storage; `None`: apps sleep on this host's disk only and never go cold.
-    pub store: Option<StoreSection>,
+    pub store: Option<StoreConfig>,
     /// The apps, in the order of the file.
     pub apps: Vec<AppConfig>,
 }
@@ -76,45 +76,6 @@ impl Default for Network {
             table: 7769,
         }
     }
-}
-
-/// A text that must not reach a log: it prints as `***`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-/// `[store]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreSection {
-    /// URL of an S3 server; `None`: the region's own AWS endpoint, or the one in `credentials_file`.
-    pub endpoint: Option<String>,
-    /// Bucket name.
-    pub bucket: String,
-    /// Region; most servers other than AWS take any.
-    #[serde(default = "default_region")]
-    pub region: String,
-    /// Put before every object key, with a slash between; without slashes at its ends.
-    #[serde(default)]
-    pub prefix: String,
-    /// Whether to make the bucket if there is none; `None`: yes where an endpoint is given, no at AWS.
-    pub create_bucket: Option<bool>,
-    /// Key id, together with `secret_access_key`.
-    pub access_key_id: Option<String>,
-    /// Secret key, together with `access_key_id`.
-    pub secret_access_key: Option<Secret>,
-    /// The file that `pico-hub store` writes: JSON with access_key_id, secret_access_key, endpoint.
-    pub credentials_file: Option<PathBuf>,
-}
-
-fn default_region() -> String {
-    "us-east-1".to_owned()
 }
 
 /// Which files an app sees below its own writable layer.
@@ -307,7 +268,7 @@ impl Config {
             .and_then(|table| section(table, "[network]", &[], &mut problems))
             .unwrap_or_default();
         let has_store = store.is_some();
-        let store: Option<StoreSection> =
+        let store: Option<StoreConfig> =
             store.and_then(|table| section(table, "[store]", &[], &mut problems));
         let mut config = Config {
             file: None,

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use pico_agent::cli::{self, Hooks};
-use pico_agent::config::{Config, StoreSection};
+use pico_agent::config::Config;
 use pico_agent::control::protocol::{ErrorCode, Failure};
 use pico_agent::lifecycle::agent::{self, AgentError};
-use pico_agent::store::Store;
+use pico_agent::store::{Store, StoreConfig};
 
 fn main() -> ExitCode {
     cli::main(
@@ -29,9 +29,9 @@ fn cleanup(config: Config) -> Result<Vec<String>, Failure> {
     runtime()?.block_on(agent::cleanup(&config)).map_err(failure)
 }
 
-fn try_store(section: &StoreSection) -> Result<String, String> {
+fn try_store(section: &StoreConfig) -> Result<String, String> {
     let check = async {
-        let store = Store::connect(&agent::store_config(section))?;
+        let store = Store::connect(section)?;
         store.check().await
     };
     let runtime = runtime().map_err(|failure| failure.message)?;

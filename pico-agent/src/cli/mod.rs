@@ -14,12 +14,13 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use serde_json::json;
 
-use crate::config::{Config, ConfigError, DEFAULT_PATH, DEFAULT_STATE_DIR, StoreSection};
+use crate::config::{Config, ConfigError, DEFAULT_PATH, DEFAULT_STATE_DIR};
 use crate::control::client::{Client, ClientError};
 use crate::control::lock::LockError;
 use crate::control::protocol::{self, ErrorCode, Failure, Request, Response};
 use crate::criu::command::Criu;
 use crate::doctor::{self, Verdict};
+use crate::store::StoreConfig;
 use crate::units::Wait;
 use args::{AppCommand, Args, Command, ConfigCommand, LogFormat, Logging};
 use exit::Exit;
@@ -33,7 +34,7 @@ pub struct Hooks {
     /// Takes away what a stopped agent left, except for checkpoints; tells each thing it took away.
     pub cleanup: fn(Config) -> Result<Vec<String>, Failure>,
     /// Tries the object store; tells what answered, or why nothing did.
-    pub try_store: fn(&StoreSection) -> Result<String, String>,
+    pub try_store: fn(&StoreConfig) -> Result<String, String>,
 }
 
 /// Parses a command line, does what it says, prints the answer, and tells the exit code.

@@ -6,8 +6,9 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::rootfs::{self, Layers};
-use super::{AppConfig, Config, Problem, Root, StoreSection};
+use super::{AppConfig, Config, Problem, Root};
 use crate::addresses::{AddressError, Request, Subnets};
+use crate::store::StoreConfig;
 use crate::units::{Size, Wait, nearest};
 
 /// Longest path of a Unix socket (`sun_path` is 108 bytes with its final zero).
@@ -133,7 +134,7 @@ fn address_problem(place: &str, error: &AddressError) -> Problem {
     Problem::new(place, what, fix)
 }
 
-fn store(store: &StoreSection, problems: &mut Vec<Problem>) {
+fn store(store: &StoreConfig, problems: &mut Vec<Problem>) {
     let bucket = &store.bucket;
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();

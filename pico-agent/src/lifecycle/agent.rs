@@ -21,7 +21,7 @@ use super::paths::AppPaths;
 use super::record::{Record, RecordError};
 use super::state::Tier;
 use crate::addresses::{AddressError, Request as AddressRequest, Subnets};
-use crate::config::{Config, StoreSection, beside_agent};
+use crate::config::{Config, beside_agent};
 use crate::control::lock::{AgentLock, LockError};
 use crate::control::protocol::{self, AgentStatus, AppDetail, AppSummary, ErrorCode, Failure};
 use crate::control::server::{BindError, Handler, Limits, Server};
@@ -30,7 +30,7 @@ use crate::gate::{Gate, GateConfig, GateError, GateEvent};
 use crate::probes::{ProbeError, Probes};
 use crate::sandbox::net::NetSpec;
 use crate::sandbox::{CgroupError, CgroupTree};
-use crate::store::{Store, StoreConfig, StoreError};
+use crate::store::{Store, StoreError};
 use crate::units::Timestamp;
 
 /// Before `local` (0) stands nothing; this is well before `main` (32766).
@@ -178,7 +178,7 @@ async fn open_host(
     let store = match &config.store {
         None => None,
         Some(section) => {
-            let store = Store::connect(&store_config(section))?;
+            let store = Store::connect(section)?;
             match store.check().await {
                 Ok(()) => {}
                 // Apps on this host's disk must wake although the store is away.
@@ -568,23 +568,6 @@ fn end_all(tree: &CgroupTree) -> Result<Vec<String>, AgentError> {
         }
     }
     Ok(ended)
-}
-
-/// The store's part of a configuration, as the store's client takes it.
-pub fn store_config(section: &StoreSection) -> StoreConfig {
-    StoreConfig {
-        endpoint: section.endpoint.clone(),
-        bucket: section.bucket.clone(),
-        region: section.region.clone(),
-        prefix: section.prefix.clone(),
-        create_bucket: section.create_bucket,
-        access_key_id: section.access_key_id.clone(),
-        secret_access_key: section
-            .secret_access_key
-            .as_ref()
-            .map(|secret| crate::store::Secret(secret.0.clone())),
-        credentials_file: section.credentials_file.clone(),
-    }
 }
 
 fn unmount(path: &Path) -> Result<(), AgentError> {
