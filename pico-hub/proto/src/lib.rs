@@ -1,0 +1,19 @@
+//! The API `pico.v1`: messages, clients and servers, made from the .proto files in `pico-hub/proto/pico/v1`, which
+//! hold its documentation. Both hub and agent speak it, and neither needs the other's code for it.
+#![forbid(unsafe_code)]
+
+/// Package `pico.v1`.
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::pedantic,
+    reason = "generated; documented in the .proto files"
+)]
+pub mod v1 {
+    tonic::include_proto!("pico.v1");
+}
+
+/// The encoded `FileDescriptorSet` of the package, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
