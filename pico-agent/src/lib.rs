@@ -1,5 +1,6 @@
 //! The Picocenter agent. ARCHITECTURE.md at the top of the repository is the map.
 
+pub mod activeset;
 pub mod address;
 pub mod addresses;
 pub mod checkpoint;
@@ -22,3 +23,4 @@ pub mod shim;
 pub mod store;
 pub(crate) mod sysctl;
 pub mod units;
+pub mod varint;
