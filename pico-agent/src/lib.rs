@@ -22,5 +22,6 @@ pub mod sandbox;
 pub mod shim;
 pub mod store;
 pub(crate) mod sysctl;
+pub mod trace;
 pub mod units;
 pub mod varint;

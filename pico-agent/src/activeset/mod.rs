@@ -35,9 +35,11 @@ mod calibration;
 mod evidence;
 mod format;
 mod history;
+mod learned;
 mod model;
 mod observe;
 mod predict;
+mod predictor;
 mod report;
 #[cfg(test)]
 pub(crate) mod synth;
@@ -45,7 +47,9 @@ pub(crate) mod synth;
 mod tests;
 
 pub use format::{FILE_MAX, SetsError};
+pub use learned::Logistic;
 pub use model::{ActiveSets, Learned, PageView, PortView};
 pub use observe::{Kind, OBSERVATIONS_MAX, Observation, PageId, Request, Source, Window};
 pub use predict::{Basis, Costs, Packs, Predicted, Prediction};
+pub use predictor::{Guess, Predictor, Score, evaluate, predictors};
 pub use report::{Tally, WakeReport};

@@ -76,6 +76,8 @@ pub struct Window {
     pub kind: Kind,
     /// The port whose packet woke the app.
     pub trigger: Option<Port>,
+    /// Lazy pages that the checkpoint had; 0 where that was not told.
+    pub checkpoint_pages: u64,
     /// Requests by their beginning.
     pub requests: Vec<Request>,
     touched: Vec<Observation>,
@@ -93,6 +95,7 @@ impl Window {
         Window {
             kind,
             trigger,
+            checkpoint_pages: 0,
             requests: Vec::new(),
             touched: Vec::new(),
             seen: BTreeMap::new(),

@@ -8,7 +8,7 @@ use super::{Kind, PageId, Source, Window};
 use crate::port::{Port, Proto};
 
 /// Pages of the app: 64 MiB.
-const PAGES: u64 = 16_384;
+pub(crate) const PAGES: u64 = 16_384;
 /// Pages that only one port needs.
 const OWN: usize = 100;
 /// Pages that all ports need.
@@ -118,6 +118,7 @@ impl App {
     /// accessed bits were read at the end.
     pub(crate) fn wake(&mut self, ports: &[u16], ahead: Option<(&BTreeSet<PageId>, bool)>) -> Window {
         let mut window = Window::new(Kind::Wake, ports.first().map(|by| port(*by)));
+        window.checkpoint_pages = PAGES;
         let mut present = BTreeSet::new();
         if let Some((pages, _)) = ahead {
             pages.iter().for_each(|page| window.prefetched(*page));

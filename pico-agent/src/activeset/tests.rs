@@ -322,6 +322,46 @@ fn memory_and_file_stay_bounded() {
     assert!(sets.encode().len() < FILE_MAX);
 }
 
+/// Wakes on ports in random order, now and then two ports in one wake or a huge request.
+fn mixed_wakes(seed: u64, count: usize) -> Vec<Window> {
+    let mut app = App::new(seed, 3);
+    let mut random = synth::Random::new(seed);
+    (0..count)
+        .map(|nth| {
+            let by = [0; 2].map(|_| u16::try_from(1 + random.below(3)).unwrap());
+            match random.below(10) {
+                _ if nth == 5 => app.huge(by[0]),
+                0 | 1 if by[0] != by[1] => app.wake(&by, None),
+                _ => app.wake(&by[..1], None),
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn a_replay_tells_the_predictors_apart() {
+    let windows = mixed_wakes(20, 30);
+    let scores = evaluate(&mut predictors(), &windows, &COLD, 9, None);
+    let score = |name: &str| {
+        scores
+            .iter()
+            .find(|score| score.predictor == name)
+            .unwrap()
+            .clone()
+    };
+    assert_eq!((score("none").used, score("none").precision), (0, None));
+    assert_eq!(score("full").recall, Some(1.0));
+    assert_eq!(score("full").brought, 21 * synth::PAGES);
+    assert_eq!(score("none").needed, score("full").needed);
+    let per_port = score("per-port");
+    // Of what a wake needs, a tenth is new each time: nobody knows that before.
+    assert!(per_port.recall.unwrap() > 0.85 && per_port.precision.unwrap() > 0.95);
+    assert!(score("global").precision.unwrap() < 0.75);
+    assert!(score("last-window").recall.unwrap() < per_port.recall.unwrap());
+    let only = evaluate(&mut predictors(), &windows, &COLD, 9, Some(port(2)));
+    assert!(only[0].wakes > 0 && only[0].wakes < score("none").wakes);
+}
+
 prop_compose! {
     fn windows()(
         wakes in prop::collection::vec(
