@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::calibration::{self, Calibration, Counts, Known};
 use super::evidence::{Evidence, Key, Verdict};
+use super::format::SetsError;
 use super::history::History;
 use super::observe::{PageId, Window};
 use crate::port::Port;
@@ -223,7 +224,7 @@ impl ActiveSets {
                 Known::History(history) if history.uses() == 0 => {}
                 // What is new after a change of behaviour is no request's own data.
                 Known::History(history) if set.relearning && history.uses() == 1 => {}
-                Known::Others { needing: 0, .. } => {}
+                Known::Others { needing, .. } if needing == 0 || key.is_none() => {}
                 known => counts.judge(known, used),
             }
         }
@@ -257,7 +258,8 @@ impl ActiveSets {
             entry.hits = entry.hits.saturating_add(1);
             entry.last = self.windows;
         }
-        if before < UNKNOWN_WINDOWS {
+        // What ports share says nothing of the work of no port.
+        if before < UNKNOWN_WINDOWS && key.is_some() {
             for page in evidence.touched() {
                 if evidence.verdict(key, page) == Verdict::Unknown {
                     set.pages.entry(page).or_insert(Entry {
@@ -287,6 +289,53 @@ impl ActiveSets {
     /// Forgets what is known of one port, or of the work of no port; false when nothing was.
     pub fn reset(&mut self, port: Option<Port>) -> bool {
         self.ports.remove(&port).is_some()
+    }
+
+    /// Takes in what another host learned of the same life of the app: ports that are new here, and of each page the
+    /// history that reaches back further.
+    ///
+    /// # Errors
+    /// [`SetsError::Foreign`] when the other is of another life; nothing changes then.
+    pub fn merge(&mut self, other: &ActiveSets) -> Result<(), SetsError> {
+        if self.lineage != other.lineage {
+            return Err(SetsError::Foreign {
+                found: other.lineage,
+                expected: self.lineage,
+            });
+        }
+        let own_windows = self.windows;
+        self.windows = self.windows.max(other.windows);
+        let later = self.windows - own_windows;
+        for entry in self.ports.values_mut().flat_map(|set| set.pages.values_mut()) {
+            entry.last += later;
+        }
+        for (key, theirs) in &other.ports {
+            if !self.ports.contains_key(key) && self.ports.len() >= PORTS_MAX {
+                continue;
+            }
+            let mine = self.ports.entry(*key).or_default();
+            for (page, entry) in &theirs.pages {
+                // Ages stay what they are: a number of windows ago.
+                let last = self.windows - (other.windows - entry.last);
+                let entry = Entry { last, ..*entry };
+                let known = mine.pages.entry(*page).or_insert(entry);
+                if known.history.windows() < entry.history.windows() {
+                    *known = entry;
+                }
+            }
+            if mine.windows < theirs.windows {
+                (mine.windows, mine.relearning) = (theirs.windows, theirs.relearning);
+                mine.counts = theirs.counts.clone();
+            }
+            bound(&mut mine.pages);
+        }
+        if own_windows < other.windows {
+            self.counts = other.counts.clone();
+        }
+        if self.last.is_empty() {
+            self.last.clone_from(&other.last);
+        }
+        Ok(())
     }
 
     /// The ports that were learned.

@@ -298,6 +298,37 @@ fn sets_of_another_life_of_the_app_are_refused_by_name() {
 }
 
 #[test]
+fn sets_of_one_life_are_merged_and_others_refused() {
+    let mut app = App::new(21, 2);
+    let (mut one, mut other) = (ActiveSets::new(1), ActiveSets::new(1));
+    for _ in 0..2 {
+        one.learn(&app.wake(&[1], None));
+        other.learn(&app.wake(&[2], None));
+        other.learn(&app.wake(&[2], None));
+    }
+    assert_eq!(
+        one.merge(&ActiveSets::new(2)),
+        Err(SetsError::Foreign {
+            found: 2,
+            expected: 1
+        })
+    );
+    one.merge(&other).unwrap();
+    assert_known(&app, &one, 1);
+    assert_known(&app, &one, 2);
+    let youngest = |by| {
+        one.view(Some(port(by)))
+            .unwrap()
+            .pages
+            .iter()
+            .map(|page| page.age)
+            .min()
+    };
+    assert_eq!((youngest(1), youngest(2)), (Some(0), Some(0)));
+    assert_eq!(ActiveSets::decode(&one.encode()).unwrap(), one);
+}
+
+#[test]
 fn memory_and_file_stay_bounded() {
     let mut sets = ActiveSets::new(1);
     for wake in 0..2u64 {

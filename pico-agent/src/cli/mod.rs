@@ -4,7 +4,7 @@
 
 mod args;
 pub mod exit;
-mod output;
+pub(crate) mod output;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

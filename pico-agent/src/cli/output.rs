@@ -14,28 +14,40 @@ use crate::doctor::{Row, Verdict};
 use crate::units::{Timestamp, format_age, format_bytes};
 
 /// Prints answers and errors in the form asked for.
-pub(super) struct Output {
+pub(crate) struct Output {
     json: bool,
+    pretty: bool,
 }
 
 impl Output {
-    pub(super) fn new(json: bool) -> Self {
-        Output { json }
+    pub(crate) fn new(json: bool) -> Self {
+        Output { json, pretty: false }
     }
 
-    pub(super) fn json(&self) -> bool {
+    /// JSON for people: indented.
+    pub(crate) fn pretty() -> Self {
+        Output {
+            json: true,
+            pretty: true,
+        }
+    }
+
+    pub(crate) fn json(&self) -> bool {
         self.json
     }
 
     /// Prints an answer: `document` with the schema put in front, or the text.
-    pub(super) fn document(&self, document: &Value, text: impl FnOnce() -> String) -> Result<Exit, Failure> {
+    pub(crate) fn document(&self, document: &Value, text: impl FnOnce() -> String) -> Result<Exit, Failure> {
         let printed = match self.json {
             true => {
                 let mut whole = json!({ "schema": protocol::SCHEMA });
                 if let (Some(whole), Some(parts)) = (whole.as_object_mut(), document.as_object()) {
                     whole.extend(parts.clone());
                 }
-                format!("{whole}\n")
+                match self.pretty {
+                    true => format!("{whole:#}\n"),
+                    false => format!("{whole}\n"),
+                }
             }
             false => text(),
         };
@@ -49,7 +61,7 @@ impl Output {
     }
 
     /// Prints why there is no answer: a line on standard error, or the one document on standard output.
-    pub(super) fn failure(&self, failure: &Failure) {
+    pub(crate) fn failure(&self, failure: &Failure) {
         if self.json {
             let _ = self.document(&json!({ "error": failure }), String::new);
             return;
@@ -63,7 +75,7 @@ impl Output {
 }
 
 /// A table with upper-case headers and nothing drawn.
-fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
     table.add_rows(rows);

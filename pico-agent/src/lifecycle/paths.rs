@@ -75,6 +75,16 @@ impl AppPaths {
         self.dir.join("manifest.json")
     }
 
+    /// What is learned of the pages that the app's requests need.
+    pub fn active_sets(&self) -> PathBuf {
+        self.dir.join("activesets")
+    }
+
+    /// The newest recorded trace of the app.
+    pub fn trace(&self) -> PathBuf {
+        self.dir.join("trace")
+    }
+
     /// Objects of a checkpoint on their way to the store.
     pub fn transfer(&self, generation: u64) -> PathBuf {
         self.dir.join("transfer").join(generation.to_string())

@@ -3,6 +3,7 @@
 //! Owns the events, their file format (`kernel-notes/trace-format.md`), and how windows for the model are cut out of
 //! them. Knows nothing of eBPF or of a running agent: whoever records hands events in.
 
+pub mod cli;
 mod event;
 mod file;
 mod recorder;
