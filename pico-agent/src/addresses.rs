@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use crate::address::Addresses;
 
@@ -76,139 +76,95 @@ pub enum AddressError {
     },
 }
 
+/// What the subnets of both families have in common.
+pub trait Family: Copy + PartialEq + fmt::Display + FromStr {
+    /// Bits of an address.
+    const BITS: u8;
+
+    /// The address with all bits beyond `prefix` zero.
+    #[must_use]
+    fn network(self, prefix: u8) -> Self;
+}
+
+impl Family for Ipv4Addr {
+    const BITS: u8 = 32;
+
+    fn network(self, prefix: u8) -> Self {
+        let host = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+        Ipv4Addr::from_bits(self.to_bits() & !host)
+    }
+}
+
+impl Family for Ipv6Addr {
+    const BITS: u8 = 128;
+
+    fn network(self, prefix: u8) -> Self {
+        let host = u128::MAX.checked_shr(prefix.into()).unwrap_or(0);
+        Ipv6Addr::from_bits(self.to_bits() & !host)
+    }
+}
+
+/// A subnet, written as ADDRESS/PREFIX.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Net<A> {
+    /// Network address, host bits zero.
+    pub address: A,
+    /// Prefix length, 0 to the bits of an address.
+    pub prefix: u8,
+}
+
 /// An IPv4 subnet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Ipv4Net {
-    /// Network address, host bits zero.
-    pub address: Ipv4Addr,
-    /// Prefix length, 0 to 32.
-    pub prefix: u8,
-}
-
+pub type Ipv4Net = Net<Ipv4Addr>;
 /// An IPv6 subnet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Ipv6Net {
-    /// Network address, host bits zero.
-    pub address: Ipv6Addr,
-    /// Prefix length, 0 to 128.
-    pub prefix: u8,
-}
+pub type Ipv6Net = Net<Ipv6Addr>;
 
-impl Ipv4Net {
-    fn host_mask(self) -> u32 {
-        u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0)
-    }
-
+impl<A: Family> Net<A> {
     /// Whether the address belongs to the subnet.
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        address.to_bits() & !self.host_mask() == self.address.to_bits()
+    pub fn contains(self, address: A) -> bool {
+        address.network(self.prefix) == self.address
     }
 }
 
-impl Ipv6Net {
-    fn host_mask(self) -> u128 {
-        u128::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0)
-    }
-}
-
-fn split(text: &str, bits: u8) -> Result<(&str, u8), AddressError> {
-    let error = || AddressError::Syntax(text.to_owned());
-    let (address, prefix) = text.split_once('/').ok_or_else(error)?;
-    match prefix.parse::<u8>() {
-        Ok(prefix) if prefix <= bits => Ok((address, prefix)),
-        _ => Err(error()),
-    }
-}
-
-impl FromStr for Ipv4Net {
+impl<A: Family> FromStr for Net<A> {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let (address, prefix) = split(text, 32)?;
-        let address: Ipv4Addr = address
-            .parse()
-            .map_err(|_| AddressError::Syntax(text.to_owned()))?;
-        let net = Ipv4Net { address, prefix };
-        let network = Ipv4Addr::from_bits(address.to_bits() & !net.host_mask());
-        if network != address {
-            let network = Ipv4Net {
-                address: network,
-                prefix,
-            }
-            .to_string();
-            return Err(AddressError::HostBits {
-                text: text.to_owned(),
-                network,
-            });
+        let syntax = || AddressError::Syntax(text.to_owned());
+        let (address, prefix) = text.split_once('/').ok_or_else(syntax)?;
+        let prefix: u8 = prefix.parse().map_err(|_| syntax())?;
+        if prefix > A::BITS {
+            return Err(syntax());
         }
-        Ok(net)
+        let written: A = address.parse().map_err(|_| syntax())?;
+        let address = written.network(prefix);
+        let net = Net { address, prefix };
+        if address == written {
+            Ok(net)
+        } else {
+            Err(AddressError::HostBits {
+                text: text.to_owned(),
+                network: net.to_string(),
+            })
+        }
     }
 }
 
-impl FromStr for Ipv6Net {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        let (address, prefix) = split(text, 128)?;
-        let address: Ipv6Addr = address
-            .parse()
-            .map_err(|_| AddressError::Syntax(text.to_owned()))?;
-        let net = Ipv6Net { address, prefix };
-        let network = Ipv6Addr::from_bits(address.to_bits() & !net.host_mask());
-        if network != address {
-            let network = Ipv6Net {
-                address: network,
-                prefix,
-            }
-            .to_string();
-            return Err(AddressError::HostBits {
-                text: text.to_owned(),
-                network,
-            });
-        }
-        Ok(net)
-    }
-}
-
-impl fmt::Display for Ipv4Net {
+impl<A: fmt::Display> fmt::Display for Net<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)
     }
 }
 
-impl fmt::Display for Ipv6Net {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
+impl<A: fmt::Display> Serialize for Net<A> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
-impl TryFrom<String> for Ipv4Net {
-    type Error = AddressError;
-
-    fn try_from(text: String) -> Result<Self, AddressError> {
-        text.parse()
-    }
-}
-
-impl From<Ipv4Net> for String {
-    fn from(net: Ipv4Net) -> Self {
-        net.to_string()
-    }
-}
-
-impl TryFrom<String> for Ipv6Net {
-    type Error = AddressError;
-
-    fn try_from(text: String) -> Result<Self, AddressError> {
-        text.parse()
-    }
-}
-
-impl From<Ipv6Net> for String {
-    fn from(net: Ipv6Net) -> Self {
-        net.to_string()
+impl<'de, A: Family> Deserialize<'de> for Net<A> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -272,7 +228,7 @@ impl Subnets {
     }
 
     fn pair(&self, v4: Ipv4Addr) -> Addresses {
-        let host = v4.to_bits() & self.v4.host_mask();
+        let host = v4.to_bits() - v4.network(self.v4.prefix).to_bits();
         Addresses {
             v4,
             v6: Ipv6Addr::from_bits(self.v6.address.to_bits() | u128::from(host)),
@@ -282,10 +238,9 @@ impl Subnets {
     /// First and last address an app may have.
     fn range(&self) -> (Ipv4Addr, Ipv4Addr) {
         let network = self.v4.address.to_bits();
-        (
-            Ipv4Addr::from_bits(network + 2),
-            Ipv4Addr::from_bits((network | self.v4.host_mask()) - 1),
-        )
+        // `Subnets::new` refuses prefixes below 8 and above 30.
+        let last = network + (u32::MAX >> self.v4.prefix) - 1;
+        (Ipv4Addr::from_bits(network + 2), Ipv4Addr::from_bits(last))
     }
 
     /// The pair for an IPv4 address that an app may have.
