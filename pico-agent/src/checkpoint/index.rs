@@ -10,10 +10,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a page (x86-64 and the 4 KiB configuration of arm64).
-pub const PAGE_SIZE: u64 = 4096;
-/// [`PAGE_SIZE`] as a length in memory.
+/// Bytes of a page, as a length in memory. Other page sizes are not supported (`doctor` says so).
 pub const PAGE_BYTES: usize = 4096;
+/// [`PAGE_BYTES`] as a length in files and address spaces.
+pub const PAGE_SIZE: u64 = PAGE_BYTES as u64;
 
 /// More pages than any address space of 47 bits holds: numbers above are damage.
 const MAX_PAGE: u64 = 1 << 40;

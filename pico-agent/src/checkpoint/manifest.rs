@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::hash::{Digest, HASH_SIZE, Hash, block_count};
-use super::{OBJECT_MAX, PAGE_SIZE, keys, root_file::RootFile};
+use super::{OBJECT_MAX, index::PAGE_SIZE, keys, root_file::RootFile};
 
 /// What [`Manifest::schema`] says for the version written here, and the only one that is read.
 pub const SCHEMA: &str = "pico.checkpoint/1";
@@ -264,7 +264,7 @@ impl Manifest {
                 ));
             }
             self.check_key(&page.key)?;
-            if page.bytes == 0 || page.bytes > OBJECT_MAX || page.bytes % PAGE_SIZE as u64 != 0 {
+            if page.bytes == 0 || page.bytes > OBJECT_MAX || page.bytes % PAGE_SIZE != 0 {
                 return wrong(format!(
                     "page object {} has an impossible length {}",
                     page.key, page.bytes

@@ -40,7 +40,7 @@ prop_compose! {
         places.sort();
         places.dedup_by_key(|(place, _)| *place);
         let pages = places.into_iter().map(|((g, number), pages)| {
-            let bytes = pages * PAGE_SIZE as u64;
+            let bytes = pages * PAGE_SIZE;
             let sums = object(keys::sums(&app, g, number), (block_count(bytes) * HASH_SIZE as u64, sum));
             PageObject { generation: g, number, key: keys::pages(&app, g, number), bytes, sums }
         }).collect();

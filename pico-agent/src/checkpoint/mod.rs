@@ -17,8 +17,5 @@ pub mod root_file;
 /// Bytes of one block of a page object: the unit that is fetched, checked and cached.
 pub const BLOCK_SIZE: usize = 64 * 1024;
 
-/// Bytes of one page. Other page sizes are not supported (`doctor` says so).
-pub const PAGE_SIZE: usize = 4096;
-
 /// Largest object that is ever written: what one S3 `PUT` takes.
 pub const OBJECT_MAX: u64 = 5 << 30;

@@ -21,13 +21,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crate::checkpoint::hash::{block_count, block_len};
-use crate::checkpoint::{BLOCK_SIZE, OBJECT_MAX, PAGE_SIZE};
+use crate::checkpoint::index::{PAGE_BYTES, PAGE_SIZE};
+use crate::checkpoint::{BLOCK_SIZE, OBJECT_MAX};
 
 const MAGIC: &[u8; 8] = b"PICOPRES";
 const VERSION: u32 = 1;
 const HEADER_SIZE: usize = 64;
 const BLOCK: u64 = BLOCK_SIZE as u64;
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Why a local copy cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -229,7 +229,7 @@ struct Partial {
 
 impl PageFile {
     fn open(paths: Paths, bytes: u64) -> Result<Self> {
-        if bytes == 0 || bytes > OBJECT_MAX || !bytes.is_multiple_of(PAGE) {
+        if bytes == 0 || bytes > OBJECT_MAX || !bytes.is_multiple_of(PAGE_SIZE) {
             return Err(CacheError::Length(paths.complete, bytes));
         }
         let complete = missing_is_none(fs::metadata(&paths.complete)).map_err(at(&paths.complete))?;
@@ -460,8 +460,8 @@ impl PageReader {
     }
 
     /// The page at `offset` (a multiple of the page size). `None`: its block has not arrived.
-    pub fn read_page(&self, offset: u64) -> Result<Option<[u8; PAGE_SIZE]>> {
-        let mut page = [0; PAGE_SIZE];
+    pub fn read_page(&self, offset: u64) -> Result<Option<[u8; PAGE_BYTES]>> {
+        let mut page = [0; PAGE_BYTES];
         Ok(self.read(offset, &mut page)?.then_some(page))
     }
 

@@ -44,7 +44,7 @@ proptest! {
 
     #[test]
     fn readers_see_exactly_what_was_written(pages in 1..100u64, steps in steps()) {
-        let bytes = pages * PAGE;
+        let bytes = pages * PAGE_SIZE;
         let blocks = block_count(bytes);
         let dir = tempdir().unwrap();
         let cache = PageCache::open(dir.path().join("pages")).unwrap();
@@ -60,7 +60,7 @@ proptest! {
                 }
                 Step::Read { offset, len } => {
                     let first = offset % pages;
-                    let (offset, end) = (first * PAGE, (first + len).min(pages) * PAGE);
+                    let (offset, end) = (first * PAGE_SIZE, (first + len).min(pages) * PAGE_SIZE);
                     let mut buffer = vec![0; usize::try_from(end - offset).unwrap()];
                     let there = (offset..end).all(|at| model[usize::try_from(at / BLOCK).unwrap()]);
                     prop_assert_eq!(reader.read(offset, &mut buffer).unwrap(), there);
@@ -165,7 +165,7 @@ fn a_damaged_or_cut_bitmap_means_that_nothing_is_there() {
 fn a_complete_copy_survives_and_an_adopted_one_is_complete() {
     let dir = tempdir().unwrap();
     let cache = PageCache::open(dir.path()).unwrap();
-    let bytes = BLOCK + PAGE;
+    let bytes = BLOCK + PAGE_SIZE;
     assert!(cache.reader(1, 0).unwrap().is_none());
     let mut writer = cache.writer(1, 0, bytes).unwrap();
     assert!(matches!(writer.complete(), Err(CacheError::Incomplete(_, 2))));
@@ -180,15 +180,15 @@ fn a_complete_copy_survives_and_an_adopted_one_is_complete() {
     assert_eq!(names, ["1-0.pages"]);
 
     let dump = dir.path().join("dump");
-    fs::write(&dump, vec![9; PAGE_SIZE]).unwrap();
+    fs::write(&dump, vec![9; PAGE_BYTES]).unwrap();
     cache.adopt(2, 0, &dump).unwrap();
-    assert!(cache.writer(2, 0, PAGE).unwrap().is_complete());
+    assert!(cache.writer(2, 0, PAGE_SIZE).unwrap().is_complete());
     assert_eq!(
         cache.reader(2, 0).unwrap().unwrap().read_page(0).unwrap(),
-        Some([9; PAGE_SIZE])
+        Some([9; PAGE_BYTES])
     );
     assert!(matches!(
-        cache.writer(2, 0, 2 * PAGE),
+        cache.writer(2, 0, 2 * PAGE_SIZE),
         Err(CacheError::Differs { .. })
     ));
     cache.remove(2, 0).unwrap();
@@ -200,13 +200,13 @@ fn a_complete_copy_survives_and_an_adopted_one_is_complete() {
 fn what_is_no_block_is_refused() {
     let dir = tempdir().unwrap();
     let cache = PageCache::open(dir.path()).unwrap();
-    let bytes = BLOCK + PAGE;
+    let bytes = BLOCK + PAGE_SIZE;
     let writer = cache.writer(1, 0, bytes).unwrap();
     for (n, len) in [
-        (0, PAGE_SIZE),
+        (0, PAGE_BYTES),
         (1, BLOCK_SIZE),
-        (2, PAGE_SIZE),
-        (u64::MAX, PAGE_SIZE),
+        (2, PAGE_BYTES),
+        (u64::MAX, PAGE_BYTES),
         (0, 0),
     ] {
         let result = writer.write_block(n, &vec![1; len]);
@@ -219,7 +219,7 @@ fn what_is_no_block_is_refused() {
         reader.read_page(u64::MAX),
         Err(CacheError::Beyond { .. })
     ));
-    for bytes in [0, 1, PAGE + 1, OBJECT_MAX + PAGE, u64::MAX] {
+    for bytes in [0, 1, PAGE_SIZE + 1, OBJECT_MAX + PAGE_SIZE, u64::MAX] {
         assert!(
             matches!(cache.writer(9, 0, bytes), Err(CacheError::Length(..))),
             "{bytes}"
@@ -231,10 +231,10 @@ fn what_is_no_block_is_refused() {
 fn a_copy_has_one_writer() {
     let dir = tempdir().unwrap();
     let cache = PageCache::open(dir.path()).unwrap();
-    let writer = cache.writer(1, 0, PAGE).unwrap();
-    assert!(matches!(cache.writer(1, 0, PAGE), Err(CacheError::Busy(_))));
+    let writer = cache.writer(1, 0, PAGE_SIZE).unwrap();
+    assert!(matches!(cache.writer(1, 0, PAGE_SIZE), Err(CacheError::Busy(_))));
     drop(writer);
-    cache.writer(1, 0, PAGE).unwrap();
+    cache.writer(1, 0, PAGE_SIZE).unwrap();
 }
 
 #[test]
@@ -253,8 +253,8 @@ fn readers_never_see_a_block_before_its_data_while_threads_write() {
                     loop {
                         let last_round = done.load(Ordering::Acquire);
                         for n in 0..64 {
-                            match reader.read_page(n * BLOCK + 5 * PAGE).unwrap() {
-                                Some(page) => assert_eq!(page, [fill(n); PAGE_SIZE]),
+                            match reader.read_page(n * BLOCK + 5 * PAGE_SIZE).unwrap() {
+                                Some(page) => assert_eq!(page, [fill(n); PAGE_BYTES]),
                                 None => assert!(!last_round, "block {n} was lost"),
                             }
                         }
