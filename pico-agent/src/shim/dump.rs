@@ -11,25 +11,14 @@ use crate::checkpoint::local::{Clocks, DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE, 
 use crate::criu::images::{self, ImageError};
 use crate::sandbox::rootfs::RootSpec;
 
+use super::files::{FileError, at, image_at};
+
 /// Why a dump is no checkpoint. The app goes on running.
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
-    /// A file cannot be read or written.
-    #[error("{path}: {source}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// CRIU wrote something unexpected.
-    #[error("{path}: {source}")]
-    Image {
-        /// Which image.
-        path: PathBuf,
-        /// Why.
-        source: ImageError,
-    },
+    /// A file cannot be read or written, or is not what CRIU should have written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The pages file and its pagemap differ in length.
     #[error("{path} holds {found} bytes where its pagemap lists {listed}")]
     Length {
@@ -80,13 +69,6 @@ pub struct Assembled {
     pub image_bytes: u64,
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DumpError + '_ {
-    move |source| DumpError::Io {
-        path: path.to_owned(),
-        source,
-    }
-}
-
 impl Assembly<'_> {
     fn image(&self, name: &str) -> PathBuf {
         self.checkpoint.join(IMAGES_DIR).join(name)
@@ -98,8 +80,8 @@ impl Assembly<'_> {
         parse: impl FnOnce(&[u8]) -> Result<T, ImageError>,
     ) -> Result<T, DumpError> {
         let path = self.image(name);
-        let bytes = fs::read(&path).map_err(io_error(&path))?;
-        parse(&bytes).map_err(|source| DumpError::Image { path, source })
+        let bytes = fs::read(&path).map_err(at(&path))?;
+        Ok(parse(&bytes).map_err(image_at(&path))?)
     }
 
     /// Splits the pages into objects and eager images, lays the index over them, and syncs all to disk.
@@ -149,7 +131,7 @@ impl Assembly<'_> {
         let kept = |object: &Stored| index.objects.iter().any(|known| known.id == object.id);
         for unused in stored.extract_if(.., |object| !kept(object)) {
             let path = object_path(self.pages, unused.id);
-            fs::remove_file(&path).map_err(io_error(&path))?;
+            fs::remove_file(&path).map_err(at(&path))?;
         }
         let dump = Dump {
             schema: SCHEMA.to_owned(),
@@ -175,9 +157,9 @@ impl Assembly<'_> {
     fn split_pages(&self, pid: u32, id: ObjectId, map: &images::Pagemap) -> Result<(), DumpError> {
         let image = self.image(&format!("pages-{}.img", map.pages_id));
         let object = object_path(self.pages, id);
-        fs::rename(&image, &object).map_err(io_error(&image))?;
-        let mut from = File::open(&object).map_err(io_error(&object))?;
-        let found = from.metadata().map_err(io_error(&object))?.len();
+        fs::rename(&image, &object).map_err(at(&image))?;
+        let mut from = File::open(&object).map_err(at(&object))?;
+        let found = from.metadata().map_err(at(&object))?.len();
         let listed = map.total * PAGE_SIZE;
         if found != listed {
             return Err(DumpError::Length {
@@ -186,12 +168,12 @@ impl Assembly<'_> {
                 listed,
             });
         }
-        let mut to = File::create_new(&image).map_err(io_error(&image))?;
+        let mut to = File::create_new(&image).map_err(at(&image))?;
         for pages in &map.eager {
-            copy_pages(&mut from, &mut to, pages).map_err(io_error(&image))?;
+            copy_pages(&mut from, &mut to, pages).map_err(at(&image))?;
         }
         let pagemap = self.image(&format!("pagemap-{pid}.img"));
-        fs::write(&pagemap, &map.eager_image).map_err(io_error(&pagemap))
+        Ok(fs::write(&pagemap, &map.eager_image).map_err(at(&pagemap))?)
     }
 
     fn root_files(&self) -> Result<Vec<RootFile>, DumpError> {
@@ -205,7 +187,7 @@ impl Assembly<'_> {
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), DumpError> {
         let path = self.checkpoint.join(name);
         let written = File::create_new(&path).and_then(|mut file| file.write_all(bytes));
-        written.map_err(io_error(&path))
+        Ok(written.map_err(at(&path))?)
     }
 
     fn image_bytes(&self) -> Result<u64, DumpError> {
@@ -215,7 +197,7 @@ impl Assembly<'_> {
                 .map(|entry| Ok(entry?.metadata()?.len()))
                 .sum::<io::Result<u64>>()
         });
-        sizes.map_err(io_error(&dir))
+        Ok(sizes.map_err(at(&dir))?)
     }
 }
 
@@ -251,6 +233,6 @@ fn copy_pages(from: &mut File, to: &mut File, pages: &Range<u64>) -> io::Result<
 
 /// Makes everything on the checkpoint's file system durable: the images are some fifty files.
 fn sync(dir: &Path) -> Result<(), DumpError> {
-    let file = File::open(dir).map_err(io_error(dir))?;
-    nix::unistd::syncfs(file).map_err(|error| io_error(dir)(error.into()))
+    let file = File::open(dir).map_err(at(dir))?;
+    Ok(nix::unistd::syncfs(file).map_err(|error| at(dir)(error.into()))?)
 }

@@ -12,10 +12,11 @@
 //! * [`swrk`]: one CRIU at work
 //! * [`dump`]: from CRIU's images to a checkpoint
 //! * [`restore`]: from a checkpoint to CRIU's images
-//! * [`keeper`], [`socket`], [`pages`], [`stdio`]: their parts
+//! * [`keeper`], [`socket`], [`pages`], [`stdio`], [`files`]: their parts
 
 pub mod client;
 pub mod dump;
+pub mod files;
 pub mod keeper;
 pub mod pages;
 pub mod protocol;

@@ -1,7 +1,6 @@
 //! From a local checkpoint to the images CRIU restores.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,26 +10,14 @@ use crate::criu::images::{self, ImageError};
 use crate::sandbox::rootfs::RootSpec;
 
 use super::dump::root_file;
+use super::files::{FileError, at, image_at};
 
 /// Why a checkpoint cannot be restored. It is kept.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// A file cannot be read or written.
-    #[error("{path}: {source}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// An image is damaged.
-    #[error("{path}: {source}")]
-    Image {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: ImageError,
-    },
+    /// A file cannot be read or written, or is damaged.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// `dump.json` is damaged or of another release.
     #[error("{path}: {reason}")]
     Dump {
@@ -66,13 +53,6 @@ impl RestoreError {
     }
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RestoreError + '_ {
-    move |source| RestoreError::Io {
-        path: path.to_owned(),
-        source,
-    }
-}
-
 /// A checkpoint that is ready to be restored.
 #[derive(Debug)]
 pub struct Prepared {
@@ -95,7 +75,7 @@ pub fn prepare(
     now: &Clocks,
 ) -> Result<Prepared, RestoreError> {
     let path = checkpoint.join(DUMP_FILE);
-    let bytes = fs::read(&path).map_err(io_error(&path))?;
+    let bytes = fs::read(&path).map_err(at(&path))?;
     let damaged = |reason: String| RestoreError::Dump {
         path: path.clone(),
         reason,
@@ -108,7 +88,7 @@ pub fn prepare(
         )));
     }
     let path = checkpoint.join(INDEX_FILE);
-    let bytes = fs::read(&path).map_err(io_error(&path))?;
+    let bytes = fs::read(&path).map_err(at(&path))?;
     let index = PageIndex::decode(&bytes).map_err(|source| RestoreError::Index { path, source })?;
     for file in &dump.root_files {
         if root_file(root, &file.path).as_ref() != Some(file) {
@@ -119,10 +99,10 @@ pub fn prepare(
     }
     let slept = time_between(&dump.clocks, now);
     let same_boot = dump.clocks.boot_id == now.boot_id;
-    fs::create_dir_all(images_dir).map_err(io_error(images_dir))?;
+    fs::create_dir_all(images_dir).map_err(at(images_dir))?;
     let source = checkpoint.join(IMAGES_DIR);
-    for entry in fs::read_dir(&source).map_err(io_error(&source))? {
-        let entry = entry.map_err(io_error(&source))?;
+    for entry in fs::read_dir(&source).map_err(at(&source))? {
+        let entry = entry.map_err(at(&source))?;
         lay_out(
             &entry.path(),
             &images_dir.join(entry.file_name()),
@@ -143,12 +123,9 @@ fn lay_out(from: &Path, to: &Path, slept: Duration, same_boot: bool) -> Result<(
         "files.img" => images::advance_timerfds,
         name if name.starts_with("timens-") => images::advance_time_namespace,
         name if name.starts_with("core-") => images::advance_task_timers,
-        _ => return fs::hard_link(from, to).map_err(io_error(to)),
+        _ => return Ok(fs::hard_link(from, to).map_err(at(to))?),
     };
-    let bytes = fs::read(from).map_err(io_error(from))?;
-    let changed = change(&bytes, slept).map_err(|source| RestoreError::Image {
-        path: from.to_owned(),
-        source,
-    })?;
-    fs::write(to, changed).map_err(io_error(to))
+    let bytes = fs::read(from).map_err(at(from))?;
+    let changed = change(&bytes, slept).map_err(image_at(from))?;
+    Ok(fs::write(to, changed).map_err(at(to))?)
 }
