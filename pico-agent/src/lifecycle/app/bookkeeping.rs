@@ -1,0 +1,167 @@
+//! What is remembered of an app and what others see of it: the wake record, failures, the view.
+
+use std::fs;
+
+use super::{App, View, WAKE_BACKOFF, now};
+use crate::config::AppConfig;
+use crate::control::protocol::{AppDetail, AppSummary, CheckpointView, ErrorCode, Failure, Policy};
+use crate::lifecycle::policy::Failures;
+use crate::lifecycle::record::{Failure as RecordedFailure, Record};
+use crate::lifecycle::state::{Event, State, Tier};
+use crate::units::Timestamp;
+
+impl App {
+    pub(in crate::lifecycle) fn state(&self) -> State {
+        self.record.situation.state
+    }
+
+    /// Takes an event. One that cannot happen is a bug of the actor; it is logged and changes nothing.
+    pub(in crate::lifecycle) fn apply(&mut self, event: Event, why: &str) {
+        match self.record.situation.apply(event, why, Timestamp::now()) {
+            Ok(state) => {
+                if state == State::Warm {
+                    self.warm_since = now();
+                }
+                tracing::info!(app = self.config.name, %state, why, "state");
+            }
+            Err(error) => tracing::error!(app = self.config.name, %error, "impossible"),
+        }
+        self.publish();
+    }
+
+    /// Keeps the record. A disk that refuses is logged: what the app is does not change by it.
+    pub(in crate::lifecycle) fn save(&mut self) {
+        if let Err(error) = self.record.write(&self.paths.dir) {
+            tracing::error!(app = self.config.name, %error, "cannot write the wake record");
+        }
+        self.publish();
+    }
+
+    /// Keeps on the disk that the app runs, before anybody else can know it.
+    pub(in crate::lifecycle) fn will_be_hot(&self) {
+        let mut record = self.record.clone();
+        record.situation.state = State::Hot;
+        if let Err(error) = record.write(&self.paths.dir) {
+            tracing::error!(app = self.config.name, %error, "cannot write the wake record");
+        }
+    }
+
+    pub(in crate::lifecycle) fn fail(&mut self, during: &str, reason: &str) {
+        tracing::warn!(app = self.config.name, during, reason, "failed");
+        let at = Timestamp::now();
+        self.record.last_failure = Some(RecordedFailure {
+            at,
+            during: during.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    pub(in crate::lifecycle) fn sleep_failed(&mut self) {
+        let count = self.sleep_failures.count.saturating_add(1);
+        self.sleep_failures = Failures {
+            count,
+            last: Some(now()),
+        };
+    }
+
+    pub(in crate::lifecycle) fn sleep_succeeded(&mut self) {
+        self.sleep_failures = Failures::default();
+    }
+
+    /// Packets that come in the next moment wake nothing.
+    pub(in crate::lifecycle) fn back_off_wake(&mut self) {
+        self.rearm_at = Some(now() + WAKE_BACKOFF);
+    }
+
+    pub(in crate::lifecycle) fn ran_again(&mut self) {
+        self.rearm_at = None;
+        self.restart_at = None;
+        self.cold_now = false;
+    }
+
+    /// No automatic restart any more.
+    pub(in crate::lifecycle) fn stay_down(&mut self) {
+        self.restart_at = None;
+        self.restarts = 0;
+    }
+
+    pub(in crate::lifecycle) fn wrong_state(&self, what: String) -> Failure {
+        Failure::new(ErrorCode::WrongState, what)
+    }
+
+    /// Where the newest whole checkpoint lies.
+    pub(in crate::lifecycle) fn checkpoint_tier(&self) -> Option<Tier> {
+        let checkpoint = &self.record.checkpoint;
+        match (checkpoint.local, checkpoint.stored) {
+            (Some(_), _) => Some(Tier::Warm),
+            (None, Some(_)) => Some(Tier::Cold),
+            (None, None) => None,
+        }
+    }
+
+    /// The app has begun anew: no checkpoint is its state any more. Its number and its place in the store stay.
+    pub(in crate::lifecycle) fn forget_checkpoint(&mut self) {
+        self.sources.close();
+        let checkpoint = &mut self.record.checkpoint;
+        checkpoint.local = None;
+        checkpoint.stored = None;
+        for dir in [self.paths.checkpoints(), self.paths.pages()] {
+            let _ = fs::remove_dir_all(dir);
+        }
+    }
+
+    pub(super) fn publish(&mut self) {
+        let checkpoint = &self.record.checkpoint;
+        let (pid, cgroup) = self
+            .live
+            .as_ref()
+            .map_or((None, None), |live| (live.pid, Some(live.cgroup.clone())));
+        let stats = self.live.as_ref().map(|live| live.stats);
+        if let (Some(wake), Some(stats)) = (&mut self.record.last_wake, stats) {
+            wake.faults = stats.faults;
+            wake.pages_installed = stats.filled;
+        }
+        let mut detail = first_detail(&self.config, &self.record);
+        detail.next = self.next.clone();
+        detail.summary.pid = pid.and_then(|pid| u32::try_from(pid).ok());
+        detail.summary.checkpoint = self.checkpoint_tier().map(|_| CheckpointView {
+            generation: checkpoint.generation,
+            bytes: checkpoint.bytes,
+            local: checkpoint.local == Some(checkpoint.generation),
+            stored: checkpoint.stored == Some(checkpoint.generation),
+            taken: checkpoint.taken,
+        });
+        self.view.send_replace(View { detail, cgroup });
+    }
+}
+
+/// What is seen of an app that has no process.
+pub(super) fn first_detail(config: &AppConfig, record: &Record) -> AppDetail {
+    AppDetail {
+        summary: AppSummary {
+            name: config.name.clone(),
+            state: record.situation.state.name().to_owned(),
+            since: record.situation.since,
+            reason: record.situation.reason.clone(),
+            addresses: record.addresses,
+            ports: config.ports.clone(),
+            pid: None,
+            memory_bytes: None,
+            checkpoint: None,
+        },
+        next: String::new(),
+        policy: Policy {
+            idle: config.idle,
+            cold_after: config.cold_after,
+            restart: config.restart,
+            after_crash: config.after_crash,
+        },
+        command: config.command.clone(),
+        counters: record.counters,
+        page_faults: 0,
+        last_wake: record.last_wake.clone(),
+        last_failure: record.last_failure.clone(),
+        last_exit: record.last_exit,
+        created: record.created,
+    }
+}

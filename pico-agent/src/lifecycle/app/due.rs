@@ -1,0 +1,139 @@
+//! What is due by the clock: sleep, going cold, starting again. Asks [`policy`] with what can be seen, and does it.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{App, now};
+use crate::lifecycle::policy::{
+    self, AfterExit, Coldness, CpuWindow, Decision, Failures, Idleness, Monotonic,
+};
+use crate::lifecycle::record::ExitStatus;
+use crate::lifecycle::state::State;
+use crate::units::Wait;
+
+impl App {
+    /// Does what is due, and says when to look again.
+    pub(super) async fn decide(&mut self) -> Option<Monotonic> {
+        loop {
+            let now = now();
+            if self.rearm_at.is_some_and(|at| at <= now) {
+                self.rearm_at = None;
+                self.host.gate.discard(&self.config.name);
+            }
+            let decision = match self.state() {
+                State::Hot => self.sleep_decision(now),
+                State::Warm => self.cold_decision(now),
+                State::Stopped | State::Failed { .. } => match self.restart_at {
+                    Some(at) if at <= now => Decision::Now {
+                        why: "started again".to_owned(),
+                    },
+                    Some(at) => Decision::Wait {
+                        until: Some(at),
+                        why: self.record.situation.reason.clone(),
+                    },
+                    None => Decision::Wait {
+                        until: None,
+                        why: String::new(),
+                    },
+                },
+                _ => Decision::Wait {
+                    until: None,
+                    why: String::new(),
+                },
+            };
+            match decision {
+                Decision::Wait { until, why } => {
+                    self.next = why;
+                    return [until, self.rearm_at].into_iter().flatten().min();
+                }
+                Decision::Now { why } => match self.state() {
+                    State::Hot => drop(self.sleep(&why).await),
+                    State::Warm => drop(self.go_cold(&why).await),
+                    _ => {
+                        self.restart_at = None;
+                        if self.start(&why).await.is_err() {
+                            self.retry_start();
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    pub(in crate::lifecycle) fn retry_start(&mut self) {
+        let exit = ExitStatus::Code(1);
+        if let AfterExit::Restart { after, attempt, .. } =
+            policy::restart_decision(self.config.restart, exit, Duration::ZERO, self.restarts)
+        {
+            self.restart_at = Some(now() + after);
+            self.restarts = attempt;
+        }
+    }
+
+    fn sleep_decision(&mut self, now: Monotonic) -> Decision {
+        let addresses = self.record.addresses;
+        let activity = self
+            .host
+            .probes
+            .activity(addresses.v4, addresses.v6)
+            .unwrap_or_default();
+        let last = activity.iter().max_by_key(|port| port.last_ns);
+        let last_activity = last.map(|port| {
+            let at = if port.port == 0 {
+                "an unpublished port".to_owned()
+            } else {
+                format!("{}/{}", port.port, port.proto)
+            };
+            (Duration::from_nanos(port.last_ns), at)
+        });
+        let held_packets = self.host.gate.held(&self.config.name);
+        let Some(live) = &mut self.live else {
+            return Decision::Wait {
+                until: None,
+                why: "it has no process".to_owned(),
+            };
+        };
+        let used = live.cgroup.cpu_usage().unwrap_or_default();
+        let cpu = CpuWindow {
+            used: used.saturating_sub(live.cpu_sample.1),
+            over: now.saturating_sub(live.cpu_sample.0),
+        };
+        let decision = policy::sleep_decision(&Idleness {
+            now,
+            hot_since: live.hot_since,
+            last_activity,
+            cpu,
+            idle: self.config.idle,
+            held_packets,
+            fetch_outstanding: self.fetching.load(Ordering::Relaxed) > 0,
+            failed: self.sleep_failures,
+        });
+        if cpu.over >= policy::CPU_WINDOW {
+            live.cpu_sample = (now, used);
+        }
+        decision
+    }
+
+    fn cold_decision(&mut self, now: Monotonic) -> Decision {
+        let due = policy::upload_retry(self.upload_failures).is_none_or(|at| at <= now);
+        if self.host.store.is_some() && !self.stored() && due {
+            self.begin_upload();
+        }
+        policy::cold_decision(&Coldness {
+            now,
+            warm_since: self.warm_since,
+            cold_after: if self.cold_now {
+                Wait::After(Duration::ZERO)
+            } else {
+                self.config.cold_after
+            },
+            waking: false,
+            uploaded: self.stored(),
+            failed: if self.upload.is_some() {
+                Failures::default()
+            } else {
+                self.upload_failures
+            },
+        })
+    }
+}
