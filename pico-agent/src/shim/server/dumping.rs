@@ -1,0 +1,163 @@
+//! A dump: forked children filled, CRIU started, its images made into a checkpoint, the decision carried out.
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::{DUMP_LOG, DumpStep, Shim, Work, micros, open_dir, read_clocks, source};
+use crate::checkpoint::local::IMAGES_DIR;
+use crate::criu::rpc::{self, Common};
+use crate::shim::dump::Assembly;
+use crate::shim::protocol::{DumpSummary, Event, Phase};
+use crate::shim::swrk::{Place, Swrk};
+
+impl Shim {
+    /// Fills what forked children miss, then starts the dump.
+    pub(super) fn continue_filling(&mut self) {
+        let Work::Filling {
+            checkpoint,
+            generation,
+            since,
+        } = &self.work
+        else {
+            return;
+        };
+        let (checkpoint, generation, since) = (checkpoint.clone(), *generation, *since);
+        if let Some(pager) = &mut self.pager {
+            match pager.fill_children() {
+                Ok((complete, effects)) => {
+                    self.effects(effects);
+                    if !complete {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    self.end_app(error.to_string());
+                    return;
+                }
+            }
+        }
+        if let Err(reason) = self.begin_dump(checkpoint, generation, since) {
+            self.dump_failed(reason, DumpStep::Dumping);
+        }
+    }
+
+    pub(super) fn begin_dump(
+        &mut self,
+        checkpoint: PathBuf,
+        generation: u64,
+        since: Instant,
+    ) -> Result<(), String> {
+        let words = |action: &str, error: &dyn std::fmt::Display| format!("{action}: {error}");
+        let Some(pid) = self.pid else {
+            return Err("the app does not run".into());
+        };
+        let images = checkpoint.join(IMAGES_DIR);
+        fs::create_dir_all(&images).map_err(|error| words("the checkpoint's directory", &error))?;
+        fs::create_dir_all(&self.config.pages)
+            .map_err(|error| words("the page objects' directory", &error))?;
+        let place = Place {
+            netns: &self.config.netns,
+            cgroup: None,
+            inherit: &[],
+        };
+        let swrk =
+            Swrk::spawn(&self.config.criu, place).map_err(|error| words("CRIU cannot be started", &error))?;
+        self.watch(swrk.socket(), source::CRIU)
+            .map_err(|error| error.to_string())?;
+        let (images, work) = (open_dir(&images)?, open_dir(&self.config.work)?);
+        let common = Common {
+            images: images.as_raw_fd(),
+            work: work.as_raw_fd(),
+            log: DUMP_LOG,
+        };
+        let root = self.config.root.mountpoint.to_string_lossy();
+        swrk.send(&rpc::dump(&common, pid, &root))
+            .map_err(|error| words("CRIU", &error))?;
+        self.criu_dirs = Some([images, work]);
+        self.work = Work::Dump {
+            swrk,
+            checkpoint,
+            generation,
+            since,
+            at: DumpStep::Dumping,
+        };
+        Ok(())
+    }
+
+    pub(super) fn assemble(
+        &mut self,
+        checkpoint: &Path,
+        generation: u64,
+        since: Instant,
+    ) -> Result<DumpSummary, String> {
+        let (remaining, objects) = match &self.pager {
+            None => (Vec::new(), Vec::new()),
+            Some(pager) => {
+                let remaining = pager.remaining();
+                let remaining = remaining.ok_or("the app forked while it was being dumped; try again")?;
+                (remaining, pager.objects().to_vec())
+            }
+        };
+        let clocks = read_clocks().map_err(|error| format!("the clocks: {error}"))?;
+        let assembly = Assembly {
+            checkpoint,
+            pages: &self.config.pages,
+            generation,
+            remaining,
+            objects: &objects,
+            root: &self.config.root,
+            stdio: self.stdio_inodes,
+            clocks,
+        };
+        let made = assembly.assemble().map_err(|error| error.to_string())?;
+        Ok(DumpSummary {
+            stored_pages: made.stored_pages,
+            carried_pages: made.carried_pages,
+            image_bytes: made.image_bytes,
+            frozen_us: micros(since.elapsed()),
+        })
+    }
+
+    pub(super) fn decide(&mut self, accept: bool) {
+        let Work::Dump { at, .. } = &mut self.work else {
+            return;
+        };
+        if *at != DumpStep::Deciding {
+            return;
+        }
+        *at = if accept {
+            DumpStep::Committed
+        } else {
+            DumpStep::Refused
+        };
+        if !accept && self.refusal.is_none() {
+            self.refusal = Some("called off".into());
+        }
+        self.answer_criu(accept);
+    }
+
+    pub(super) fn dump_failed(&mut self, reason: String, at: DumpStep) {
+        self.work = Work::None;
+        self.criu_dirs = None;
+        if at == DumpStep::Committed && self.pid.is_none() {
+            return;
+        }
+        self.phase = Phase::Running;
+        self.say(&Event::Failed {
+            reason,
+            running: true,
+            permanent: false,
+        });
+    }
+
+    /// Both must have happened: CRIU is done, and the app's first process has been reaped.
+    pub(super) fn finish_dump(&mut self) {
+        if self.dumped && self.pid.is_none() {
+            self.drain_logs();
+            self.phase = Phase::Ended;
+            self.say(&Event::Dumped);
+            self.done = true;
+        }
+    }
+}
