@@ -4,7 +4,7 @@
 set -euo pipefail
 exec </dev/null > >(trap '' INT TERM HUP; tee "$LOG") 2>&1
 
-# What a run could leave behind on the host: the chroot shares its kernel and network.
+# What a run could leave behind on the host: the fresh machine shares its kernel and network.
 traces() {
     ls /sys/class/net
     find /sys/fs/cgroup -maxdepth 2 -name 'pico*' 2>/dev/null || true
@@ -61,7 +61,13 @@ unshare --mount --pid --fork --kill-child bash -euo pipefail -c '
     mount -t tmpfs tmpfs "$DIR/run"
     mount --bind -o ro "$RUSTUP" "$DIR/root/.rustup"
     mount --bind -o ro "$CARGO/bin" "$DIR/root/.cargo/bin"
-    exec chroot "$DIR" /usr/bin/env -i HOME=/root USER=root LANG=C.UTF-8 TERM=dumb \
+    # Not chroot: CRIU refuses tasks whose root is not that of their mount namespace.
+    cd "$DIR"
+    mkdir -p .host
+    pivot_root . .host
+    umount -l /.host
+    rmdir /.host
+    exec /usr/bin/env -i HOME=/root USER=root LANG=C.UTF-8 TERM=dumb \
         PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
         bash /root/words.sh
