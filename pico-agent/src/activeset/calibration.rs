@@ -1,7 +1,7 @@
 //! What came of equal histories: the chance that a page is used, counted instead of assumed.
 //!
 //! For each class of histories it counts how often a page that had one was used in the next window. A port's counts
-//! stand on those of the app, and those on a prior ([`prior`]), so that a port with little data is judged by what the
+//! stand on those of the app, and those on a prior (`prior`), so that a port with little data is judged by what the
 //! app's other ports do. Counts decay, and no window counts for more than [`WINDOW_WEIGHT`] pages in a class: a
 //! request that touches everything cannot outvote the others.
 

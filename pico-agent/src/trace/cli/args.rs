@@ -140,7 +140,7 @@ pub(super) enum FaultCommand {
     /// Count the faults by page, or by mapping, most first
     #[command(after_help = more("pico-trace fault top app web\npico-trace fault top file web.trace vma"))]
     Top {
-        /// { app NAME | file FILE } [port { N/PROTO | none }] [since TIME] [vma]
+        /// { app NAME | file FILE } [port { N/PROTO | none }] [since TIME], and vma to count mappings
         #[arg(value_name = "WORDS")]
         words: Vec<String>,
     },
