@@ -3,7 +3,9 @@
 //! A bench measures; a lost request or a wrong state is its error, never a data point. What the numbers
 //! should be stands in `tests/targets.toml`.
 
+pub mod cost;
 pub mod criu;
+pub mod report;
 pub mod sandbox;
 pub mod targets;
 pub mod wake;
@@ -13,6 +15,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
+use self::report::plot::Plot;
 use crate::harness::Samples;
 use crate::harness::stats::Summary;
 
@@ -47,6 +50,12 @@ pub struct Outcome {
     /// The values that targets are about, by target name.
     #[serde(skip)]
     pub values: BTreeMap<String, f64>,
+    /// Pictures for the report, besides the bars of the rows.
+    #[serde(skip)]
+    pub plots: Vec<Plot>,
+    /// What a reader must know: conditions, sources, what could not be had.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl Outcome {
@@ -72,7 +81,7 @@ impl Outcome {
 type Run = fn(Effort, &mut dyn FnMut(&str)) -> Result<Outcome>;
 
 /// All benches.
-const ALL: [(&str, Run); 1] = [("wake", wake::run)];
+const ALL: [(&str, Run); 2] = [("cost", cost::run), ("wake", wake::run)];
 
 /// The names of all benches.
 pub fn names() -> Vec<&'static str> {

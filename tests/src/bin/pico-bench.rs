@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use pico_tests::bench::{self, Effort, Host, Outcome, targets};
-use pico_tests::harness::{interrupt, table};
+use pico_tests::bench::{self, Effort, Host, Outcome, report, targets};
+use pico_tests::harness::{interrupt, process, table};
 use serde::Serialize;
 
 /// Measure Picocenter on this machine.
@@ -17,25 +17,28 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  pico-bench wake --quick\n  pico-bench wake --json wake.json\n\n\
+    after_help = "Examples:\n  pico-bench wake --quick\n  pico-bench wake cost --json figures.json --report report\n\n\
 Exit codes:\n  0 measured  1 a request was lost or a state was wrong  2 usage  130 interrupted"
 )]
 struct Options {
-    /// Benches to run: wake
+    /// Benches to run: cost, wake
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
     /// Fewer rounds
     #[arg(long)]
     quick: bool,
-    /// Write the report to this file
+    /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a report for people, report.html and report.md, into this directory
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
 struct Report<'a> {
     schema: &'static str,
-    host: Host,
+    host: &'a Host,
     benches: &'a BTreeMap<String, Outcome>,
     targets: &'a [targets::Target],
 }
@@ -84,18 +87,40 @@ fn run(options: &Options) -> Result<()> {
     if let Some(path) = &options.json {
         let report = Report {
             schema: "pico.bench/1",
-            host,
+            host: &host,
             benches: &benches,
             targets: &targets,
         };
         let text = serde_json::to_string_pretty(&report)?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
+    if let Some(dir) = &options.report {
+        let report = report::Report {
+            host: &host,
+            date: &today()?,
+            command: &command(options),
+            benches: &benches,
+            targets: &targets,
+        };
+        report::write(&report, dir)?;
+    }
     Ok(())
 }
 
+/// The day, in UTC.
+fn today() -> Result<String> {
+    let text = process::output(Command::new("date").args(["--utc", "+%F"]))?;
+    Ok(text.trim().to_owned())
+}
+
+/// What a reader types to measure the same.
+fn command(options: &Options) -> String {
+    let quick = if options.quick { " --quick" } else { "" };
+    format!("cargo xtask bench {}{quick}", options.names.join(" "))
+}
+
 fn rows(outcome: &Outcome) -> String {
-    let number = |value: f64| format!("{value:.2}");
+    let number = report::number;
     let line = |row: &bench::Row| {
         let s = &row.summary;
         let mut cells = vec![row.app.clone(), row.what.clone()];
@@ -118,9 +143,7 @@ fn rows(outcome: &Outcome) -> String {
 
 fn met(targets: &[targets::Target]) -> String {
     let line = |target: &targets::Target| {
-        let value = target
-            .value
-            .map_or("not measured".to_owned(), |value| format!("{value:.2}"));
+        let value = target.value.map_or("not measured".to_owned(), report::number);
         let met = if target.met { "met" } else { "MISSED" };
         vec![target.name.clone(), value, target.goal.clone(), met.to_owned()]
     };

@@ -63,7 +63,10 @@ fn measure(
         for _ in 0..rounds {
             interrupt::check()?;
             let show = rig.agent.show(name)?;
-            memory.push(show.number("/memory_bytes").context("no memory_bytes of a hot app")? as f64);
+            memory.push(
+                show.number("/memory_bytes")
+                    .context("no memory_bytes of a hot app")? as f64,
+            );
             requests(rig)?;
             let start = std::time::Instant::now();
             rig.agent.sleep(name, "cold")?;
@@ -98,8 +101,16 @@ struct Requests {
 }
 
 fn requests(rig: &Rig) -> Result<Requests> {
-    let log = rig.shaper.as_ref().context("no proxy before the store")?.take_requests();
-    let count = |methods: &[&str]| log.iter().filter(|request| methods.contains(&request.method.as_str())).count();
+    let log = rig
+        .shaper
+        .as_ref()
+        .context("no proxy before the store")?
+        .take_requests();
+    let count = |methods: &[&str]| {
+        log.iter()
+            .filter(|request| methods.contains(&request.method.as_str()))
+            .count()
+    };
     Ok(Requests {
         gets: count(&["GET", "HEAD"]),
         puts: count(&["PUT", "POST"]),
@@ -113,28 +124,51 @@ fn reckon(measured: &Measured, prices: &Prices, outcome: &mut Outcome) -> Result
         log: true,
     };
     let curve = |way: Way| -> Vec<(f64, f64)> {
-        rates.iter().map(|rate| (*rate, prices.month(measured, way, *rate))).collect()
+        rates
+            .iter()
+            .map(|rate| (*rate, prices.month(measured, way, *rate)))
+            .collect()
     };
     outcome.plots.push(Plot::Lines(Lines {
         title: format!("{}: dollars a month over requests a day", measured.name),
         x: axis("requests a day"),
         y: axis("dollars a month"),
-        series: Way::ALL.iter().map(|way| (way.name().to_owned(), curve(*way))).collect(),
+        series: Way::ALL
+            .iter()
+            .map(|way| (way.name().to_owned(), curve(*way)))
+            .collect(),
     }));
     for rate in rates {
         for way in Way::ALL {
             let dollars: Samples = [prices.month(measured, way, *rate)].into_iter().collect();
-            outcome.row(&measured.name, &format!("{}, {rate} a day", way.name()), "$/month", &dollars)?;
+            outcome.row(
+                &measured.name,
+                &format!("{}, {rate} a day", way.name()),
+                "$/month",
+                &dollars,
+            )?;
         }
     }
     for size in &prices.assumptions.checkpoint_mib {
         let scaled = measured.scaled(size * f64::from(1 << 20));
-        let dollars: Samples = [prices.month(&scaled, Way::Picocenter, 1.0)].into_iter().collect();
-        outcome.row(&measured.name, &format!("here with {size} MiB, once a day"), "$/month", &dollars)?;
+        let dollars: Samples = [prices.month(&scaled, Way::Picocenter, 1.0)]
+            .into_iter()
+            .collect();
+        outcome.row(
+            &measured.name,
+            &format!("here with {size} MiB, once a day"),
+            "$/month",
+            &dollars,
+        )?;
     }
     let once = prices.month(measured, Way::Picocenter, 1.0);
     let always = prices.month(measured, Way::Instance, 1.0);
-    ensure!(always > 0.0, "an instance costs nothing: tests/prices.toml is wrong");
-    outcome.values.insert(format!("cost.{}.of_an_instance", measured.name), once / always);
+    ensure!(
+        always > 0.0,
+        "an instance costs nothing: tests/prices.toml is wrong"
+    );
+    outcome
+        .values
+        .insert(format!("cost.{}.of_an_instance", measured.name), once / always);
     Ok(())
 }

@@ -147,14 +147,22 @@ impl Prices {
     pub fn parse(text: &str) -> Result<Prices> {
         let prices: Prices = toml::from_str(text).context("tests/prices.toml is malformed")?;
         let filled = prices.assumptions.host_filled;
-        ensure!(filled > 0.0 && filled <= 1.0, "host_filled is a share: above 0, at most 1");
+        ensure!(
+            filled > 0.0 && filled <= 1.0,
+            "host_filled is a share: above 0, at most 1"
+        );
         ensure!(!prices.instance.sizes.is_empty(), "[instance] has no sizes");
         Ok(prices)
     }
 
     /// Where the prices are from, and what they buy.
     pub fn notes(&self) -> Vec<String> {
-        let sizes: Vec<&str> = self.instance.sizes.iter().map(|size| size.name.as_str()).collect();
+        let sizes: Vec<&str> = self
+            .instance
+            .sizes
+            .iter()
+            .map(|size| size.name.as_str())
+            .collect();
         vec![
             format!("Object store: {}.", self.object_store.source),
             format!("Hosts ({}): {}.", self.host.name, self.host.source),

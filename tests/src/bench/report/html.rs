@@ -63,10 +63,16 @@ pub fn page(report: &Report<'_>) -> String {
 }
 
 fn colours() -> String {
-    PALETTE.iter().enumerate().fold(String::new(), |mut text, (index, colour)| {
-        let _ = writeln!(text, "svg .c{index} {{ fill: {colour}; }} svg .s{index} {{ stroke: {colour}; }}");
-        text
-    })
+    PALETTE
+        .iter()
+        .enumerate()
+        .fold(String::new(), |mut text, (index, colour)| {
+            let _ = writeln!(
+                text,
+                "svg .c{index} {{ fill: {colour}; }} svg .s{index} {{ stroke: {colour}; }}"
+            );
+            text
+        })
 }
 
 fn table(cells: &Cells) -> String {

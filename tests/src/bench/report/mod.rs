@@ -1,5 +1,5 @@
 //! The report of a run for people: one HTML file that needs nothing else, and the same as Markdown. Pure but
-//! for [`write`]; knows what was measured and nothing of how.
+//! for [`write()`]; knows what was measured and nothing of how.
 
 mod html;
 mod markdown;
@@ -91,7 +91,7 @@ fn host(host: &Host) -> String {
 }
 
 /// A number with the digits that mean something.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         v if v < 0.01 => format!("{value:.2e}"),

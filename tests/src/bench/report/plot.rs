@@ -55,10 +55,11 @@ pub struct Axis {
     pub log: bool,
 }
 
-/// The bars of a bench: a picture per unit that at least two rows share.
+/// The bars of a bench: a picture per unit that at least two rows share. What was reckoned and not measured, a row of
+/// one value, is no bar.
 pub fn bars(bench: &str, outcome: &Outcome) -> Vec<Plot> {
     let mut plots: Vec<Bars> = Vec::new();
-    for row in &outcome.rows {
+    for row in outcome.rows.iter().filter(|row| row.summary.count > 1) {
         let bar = Bar {
             name: row.what.clone(),
             p50: row.summary.p50,

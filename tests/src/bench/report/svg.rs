@@ -101,7 +101,11 @@ impl Scale {
             (true, true) => (10f64.powf(low.log10().floor()), 10f64.powf(high.log10().ceil())),
             (true, false) => (low.min(0.0), high),
         };
-        let high = if high > low { high } else { low.abs().max(1.0) * 10.0 };
+        let high = if high > low {
+            high
+        } else {
+            low.abs().max(1.0) * 10.0
+        };
         Scale {
             log: axis.log,
             low,
@@ -115,7 +119,9 @@ impl Scale {
             return None;
         }
         let position = |v: f64| if self.log { v.log10() } else { v };
-        Some((position(value) - position(self.low)) / (position(self.high) - position(self.low)) * self.length)
+        Some(
+            (position(value) - position(self.low)) / (position(self.high) - position(self.low)) * self.length,
+        )
     }
 
     fn ticks(&self) -> Vec<f64> {
@@ -135,6 +141,18 @@ impl Scale {
     }
 }
 
+/// A mark of an axis: round numbers, so no digits that say nothing.
+fn mark(value: f64) -> String {
+    match value.abs() {
+        v if v != 0.0 && !(1e-3..1e6).contains(&v) => format!("{value:.0e}"),
+        v if v >= 100.0 => format!("{value:.0}"),
+        _ => {
+            let text = format!("{value:.3}");
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+    }
+}
+
 fn draw_lines(plot: &Lines) -> String {
     let (left, top, width, height) = FRAME;
     let points = || plot.series.iter().flat_map(|(_, points)| points);
@@ -149,7 +167,7 @@ fn draw_lines(plot: &Lines) -> String {
             "<line class=\"grid\" x1=\"{at:.1}\" y1=\"{top}\" x2=\"{at:.1}\" y2=\"{bottom}\"/>\
              <text class=\"tick\" x=\"{at:.1}\" y=\"{}\">{}</text>",
             bottom + 16.0,
-            number(tick)
+            mark(tick)
         );
     }
     for tick in y.ticks() {
@@ -160,7 +178,7 @@ fn draw_lines(plot: &Lines) -> String {
              <text class=\"name\" x=\"{}\" y=\"{:.1}\">{}</text>",
             left - 6.0,
             at + 4.0,
-            number(tick)
+            mark(tick)
         );
     }
     let _ = writeln!(

@@ -91,6 +91,16 @@ fn curves_on_a_log_axis_leave_out_what_has_no_place_there() {
 }
 
 #[test]
+fn what_was_reckoned_once_is_no_bar() -> Result<()> {
+    let mut outcome = outcome()?;
+    let one: Samples = [1.0].into_iter().collect();
+    outcome.row("nginx", "dollars", "ms", &one)?;
+    let plots = plot::bars("wake", &outcome);
+    assert!(!format!("{plots:?}").contains("dollars"), "{plots:?}");
+    Ok(())
+}
+
+#[test]
 fn nothing_measured_draws_without_numbers_that_are_none() {
     let empty = Plot::Lines(Lines {
         title: "nothing".into(),
