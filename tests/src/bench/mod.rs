@@ -3,8 +3,10 @@
 //! A bench measures; a lost request or a wrong state is its error, never a data point. What the numbers
 //! should be stands in `tests/targets.toml`.
 
+pub mod concurrent;
 pub mod cost;
 pub mod criu;
+pub mod memory;
 pub mod report;
 pub mod sandbox;
 pub mod targets;
@@ -81,7 +83,12 @@ impl Outcome {
 type Run = fn(Effort, &mut dyn FnMut(&str)) -> Result<Outcome>;
 
 /// All benches.
-const ALL: [(&str, Run); 2] = [("cost", cost::run), ("wake", wake::run)];
+const ALL: [(&str, Run); 4] = [
+    ("concurrent", concurrent::run),
+    ("cost", cost::run),
+    ("memory", memory::run),
+    ("wake", wake::run),
+];
 
 /// The names of all benches.
 pub fn names() -> Vec<&'static str> {

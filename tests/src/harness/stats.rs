@@ -40,6 +40,11 @@ impl Samples {
         self.0.iter().copied().map(change).collect()
     }
 
+    /// All of them, in the order they were taken.
+    pub fn values(&self) -> impl Iterator<Item = f64> + '_ {
+        self.0.iter().copied()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()
