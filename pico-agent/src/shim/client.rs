@@ -122,9 +122,13 @@ impl ShimClient {
 async fn read_events(socket: Arc<AsyncFd<OwnedFd>>, events: mpsc::UnboundedSender<Event>) {
     let mut buffer = vec![0; MAX_PACKET];
     loop {
-        let Ok(mut ready) = socket.readable().await else {
-            return;
+        // When nobody wants its events any more the shim must hear that: a socket kept open here would let one that
+        // was asked nothing yet wait for ever.
+        let readable = tokio::select! {
+            readable = socket.readable() => readable,
+            () = events.closed() => return,
         };
+        let Ok(mut ready) = readable else { return };
         let received = ready.try_io(|socket| {
             loop {
                 match receive_packet(socket.get_ref().as_fd(), &mut buffer) {
