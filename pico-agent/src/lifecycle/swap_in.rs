@@ -277,7 +277,7 @@ impl App {
         let fetching = self.fetching.clone();
         fetching.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            let request = match fetch(remote, object, block).await {
+            let request = match fetch(&app, remote, object, block).await {
                 Ok(()) => Request::Block { object, block },
                 Err(error) => {
                     tracing::error!(app, %object, block, %error, "a page cannot be had");
@@ -348,17 +348,26 @@ pub(super) fn is_root_mounted(root: &crate::sandbox::RootSpec) -> bool {
 }
 
 /// Fetches one block; a store that is away may come back for as long as the app can wait.
-async fn fetch(remote: Option<Remote>, object: ObjectId, block: u64) -> Result<(), Arc<TransferError>> {
+async fn fetch(
+    app: &str,
+    remote: Option<Remote>,
+    object: ObjectId,
+    block: u64,
+) -> Result<(), Arc<TransferError>> {
     let none = || TransferError::Content {
         what: "the store",
         reason: "there is no [store] in agent.toml".into(),
     };
     let remote = remote.ok_or_else(|| Arc::new(none()))?;
     let until = Instant::now() + FETCH_PATIENCE;
+    let mut said = false;
     loop {
         match remote.fetch_block(object, block).await {
             Ok(()) => return Ok(()),
             Err(TransferError::Store(error)) if error.is_transient() && Instant::now() < until => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(app, %object, block, %error, "a page cannot be had yet; the app waits for it");
+                }
                 tokio::time::sleep(FETCH_PAUSE).await;
             }
             Err(error) => return Err(Arc::new(error)),
