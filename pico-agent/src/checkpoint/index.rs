@@ -107,6 +107,12 @@ impl AddressSpace {
         Some((run.object, run.offset + (page - run.page)))
     }
 
+    /// The parts of runs that lie in `range`, in address order.
+    pub fn within(&self, range: &Range<u64>) -> impl Iterator<Item = Run> {
+        let first = self.runs.partition_point(|run| run.end() <= range.start);
+        self.runs[first..].iter().map_while(move |run| run.clip(range))
+    }
+
     /// Forgets the pages in `range`.
     pub fn remove(&mut self, range: Range<u64>) {
         if range.is_empty() {

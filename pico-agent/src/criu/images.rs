@@ -5,6 +5,7 @@
 //! names N. Field numbers are those of CRIU's `images/*.proto`. Whatever is read here is checked: a checkpoint
 //! from the object store is not trusted to be what CRIU wrote.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
@@ -112,11 +113,12 @@ pub struct Pagemap {
     pub eager_image: Vec<u8>,
 }
 
-/// Splits a pagemap image (`pagemap-PID.img`).
+/// Splits a pagemap image (`pagemap-PID.img`). Pages in `kept_eager` (sorted, disjoint) are restored eagerly, whatever
+/// CRIU says of them.
 ///
 /// # Errors
 /// When the image is damaged, or refers to a parent image, which this agent's dumps never have.
-pub fn split_pagemap(bytes: &[u8]) -> Result<Pagemap, ImageError> {
+pub fn split_pagemap(bytes: &[u8], kept_eager: &[Range<u64>]) -> Result<Pagemap, ImageError> {
     let image = Image::parse(bytes)?;
     let (head, entries) = image.entries.split_first().ok_or(ImageError::NotAnImage)?;
     let pages_id = u32::try_from(wire::get_number(head, 1)?).map_err(|_| ImageError::Invalid("pages id"))?;
@@ -127,7 +129,7 @@ pub fn split_pagemap(bytes: &[u8]) -> Result<Pagemap, ImageError> {
         total: 0,
         eager_image: Vec::new(),
     };
-    let mut kept: Vec<&[u8]> = vec![head];
+    let mut kept: Vec<Cow<'_, [u8]>> = vec![Cow::Borrowed(head)];
     for entry in entries {
         let address = wire::get_number(entry, 1)?;
         let count = match wire::get_number(entry, 5)? {
@@ -146,27 +148,67 @@ pub fn split_pagemap(bytes: &[u8]) -> Result<Pagemap, ImageError> {
             .checked_add(count)
             .ok_or(ImageError::Invalid("pagemap length"))?;
         let page = address / PAGE_SIZE;
-        if flags & PAGE_LAZY != 0 {
-            map.lazy.push((page..page + count, offset));
-        } else {
+        if flags & PAGE_LAZY == 0 {
             map.eager.push(offset..offset + count);
-            kept.push(entry);
+            kept.push(Cow::Borrowed(entry));
+            continue;
+        }
+        for (pages, eager) in parts(page..page + count, kept_eager) {
+            let offset = offset + (pages.start - page);
+            if !eager {
+                map.lazy.push((pages, offset));
+                continue;
+            }
+            let count = pages.end - pages.start;
+            map.eager.push(offset..offset + count);
+            let (address, flags) = (pages.start * PAGE_SIZE, flags & !PAGE_LAZY);
+            let part = [(1, address), (2, count), (4, flags), (5, count)];
+            kept.push(Cow::Owned(wire::set_numbers(entry, &part)?));
         }
     }
     map.eager_image = image.with_entries(kept)?;
     Ok(map)
 }
 
-/// Page ranges of the private anonymous mappings of a process (`mm-PID.img`), sorted: where lazy pages can be.
+/// The parts of `pages` inside and outside of the sorted, disjoint `ranges`, in order; true: inside.
+fn parts(pages: Range<u64>, ranges: &[Range<u64>]) -> Vec<(Range<u64>, bool)> {
+    let mut parts = Vec::new();
+    let mut at = pages.start;
+    for range in ranges {
+        let (start, end) = (range.start.clamp(at, pages.end), range.end.clamp(at, pages.end));
+        parts.extend([(at..start, false), (start..end, true)]);
+        at = end;
+    }
+    parts.push((at..pages.end, false));
+    parts.retain(|(part, _)| !part.is_empty());
+    parts
+}
+
+/// The private anonymous mappings of a process, in page ranges, sorted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Anonymous {
+    /// Where lazy pages can be: all but the locked ones (CRIU's `vma_entry_can_be_lazy`).
+    pub lazy: Vec<Range<u64>>,
+    /// Those that are locked: CRIU restores them at once.
+    pub locked: Vec<Range<u64>>,
+    /// Those of the lazy ones that a forked child finds empty (MADV_WIPEONFORK). Their pages must be there before the process
+    /// runs: the fault of a child on one of them cannot be told from that of its parent, and is to read zeros.
+    pub wiped_on_fork: Vec<Range<u64>>,
+}
+
+/// Reads the private anonymous mappings of a process from `mm-PID.img`.
 ///
 /// # Errors
 /// When the image is damaged.
-pub fn anonymous_ranges(mm: &[u8]) -> Result<Vec<Range<u64>>, ImageError> {
+pub fn anonymous(mm: &[u8]) -> Result<Anonymous, ImageError> {
     const MAP_PRIVATE: u64 = 0x02;
     const MAP_ANONYMOUS: u64 = 0x20;
+    const MAP_LOCKED: u64 = 0x2000;
+    /// CRIU keeps the advice N of a mapping as bit N.
+    const WIPE_ON_FORK: u64 = 1 << libc::MADV_WIPEONFORK;
     let image = Image::parse(mm)?;
     let entry = image.entries.first().ok_or(ImageError::NotAnImage)?;
-    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut found = Anonymous::default();
     for field in wire::fields(entry) {
         let (14, Value::Bytes(vma)) = field? else { continue };
         let (start, end) = (wire::get_number(vma, 1)?, wire::get_number(vma, 2)?);
@@ -175,11 +217,21 @@ pub fn anonymous_ranges(mm: &[u8]) -> Result<Vec<Range<u64>>, ImageError> {
             return Err(ImageError::Invalid("mapping"));
         }
         if flags & (MAP_PRIVATE | MAP_ANONYMOUS) == MAP_PRIVATE | MAP_ANONYMOUS {
-            ranges.push(start / PAGE_SIZE..end / PAGE_SIZE);
+            let pages = start / PAGE_SIZE..end / PAGE_SIZE;
+            if flags & MAP_LOCKED != 0 {
+                found.locked.push(pages);
+                continue;
+            }
+            if wire::get_number(vma, 9)? & WIPE_ON_FORK != 0 {
+                found.wiped_on_fork.push(pages.clone());
+            }
+            found.lazy.push(pages);
         }
     }
-    ranges.sort_by_key(|range| range.start);
-    Ok(ranges)
+    for ranges in [&mut found.lazy, &mut found.locked, &mut found.wiped_on_fork] {
+        ranges.sort_by_key(|range| range.start);
+    }
+    Ok(found)
 }
 
 /// Paths of the regular files that the app has open or mapped (`files.img`), inside its root, once each.
@@ -369,7 +421,7 @@ mod tests {
             message(&[(1, 0x20000), (2, 1), (4, 4), (5, 1)]),
             message(&[(1, 0x30000), (2, 5), (4, 6)]),
         ]);
-        let map = split_pagemap(&bytes).expect("a pagemap");
+        let map = split_pagemap(&bytes, &[]).expect("a pagemap");
         assert_eq!(map.pages_id, 3);
         assert_eq!(map.lazy, [(0x10..0x12, 0), (0x30..0x35, 3)]);
         assert_eq!(map.eager, vec![2..3]);
@@ -384,9 +436,37 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_a_child_must_not_see_are_restored_eagerly() {
+        const WIPED: u64 = 1 << libc::MADV_WIPEONFORK;
+        let vma = |start, end, flags, madv| {
+            let fields = [(1, start), (2, end), (6, flags), (9, madv)];
+            nested(14, &message(&fields))
+        };
+        let mm = [
+            vma(0x20000, 0x24000, 0x22, 0),
+            vma(0x11000, 0x13000, 0x22, WIPED),
+            vma(0x30000, 0x31000, 0x2022, 0),
+            vma(0x40000, 0x41000, 0x21, 0),
+        ];
+        let found = anonymous(&image(&[mm.concat()])).expect("an image");
+        assert_eq!(found.lazy, [0x11..0x13, 0x20..0x24]);
+        assert_eq!(found.locked, vec![0x30..0x31]);
+        assert_eq!(found.wiped_on_fork, vec![0x11..0x13]);
+        let bytes = image(&[
+            message(&[(1, 3)]),
+            message(&[(1, 0x10000), (2, 5), (4, 6), (5, 5)]),
+        ]);
+        let map = split_pagemap(&bytes, &found.wiped_on_fork).expect("a pagemap");
+        assert_eq!(map.lazy, [(0x10..0x11, 0), (0x13..0x15, 3)]);
+        assert_eq!(map.eager, vec![1..3]);
+        let part = message(&[(1, 0x11000), (2, 2), (4, 4), (5, 2)]);
+        assert_eq!(map.eager_image, image(&[message(&[(1, 3)]), part]));
+    }
+
+    #[test]
     fn a_pagemap_that_leans_on_a_parent_is_refused() {
         let bytes = image(&[message(&[(1, 3)]), message(&[(1, 0x10000), (2, 2), (4, 1)])]);
-        assert!(split_pagemap(&bytes).is_err());
+        assert!(split_pagemap(&bytes, &[]).is_err());
     }
 
     #[test]
@@ -468,7 +548,7 @@ mod tests {
             if magic {
                 bytes.splice(0..0, [COMMON_MAGIC.to_le_bytes(), [0; 4]].concat());
             }
-            let _ = (split_pagemap(&bytes), process_ids(&bytes), anonymous_ranges(&bytes), regular_files(&bytes));
+            let _ = (split_pagemap(&bytes, &[]), process_ids(&bytes), anonymous(&bytes), regular_files(&bytes));
             let slept = Duration::from_secs(1);
             let _ = (advance_task_timers(&bytes, slept), advance_timerfds(&bytes, slept));
             let _ = (advance_time_namespace(&bytes, slept), pipe_inodes(&bytes));

@@ -4,8 +4,9 @@
 //! on a listed page is filled from its page object, any other with zeros; a filled page is listed no more. So
 //! what is listed at the next swap-out is what never was faulted in, and stays where it is. Pages that the app
 //! discards, unmaps or moves leave or move in the index before the next page is filled, so old content cannot
-//! come back. Nothing is filled that no fault asked for, but for a forked child before a swap-out
-//! ([`Pager::fill_children`]): its process is not known by the name the next checkpoint gives it.
+//! come back. Nothing is filled that no fault asked for, but before a swap-out what a forked child misses
+//! ([`Pager::fill_children`]: the next checkpoint's name of its process is not known) and locked memory
+//! ([`Pager::fill_locked`]: it is not restored lazily).
 //!
 //! Knows nothing of CRIU, the network or the store: bytes that are not on this host are asked for through
 //! [`Effect::Need`] and come back through [`Pager::arrived`].
@@ -13,6 +14,7 @@
 pub mod memory;
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use userfaultfd::EventBuffer;
@@ -312,19 +314,56 @@ impl<S: PageSource> Pager<S> {
                 runs.flat_map(|run| (run.page..run.page + run.count).map(|page| (*token, page)))
             })
             .collect();
-        for (token, page) in missing {
-            // Listed but not mapped: nothing of it can be dumped or faulted on.
-            if self.fill(token, page, &mut effects)? == Some(Fill::Unmapped)
-                && let Some(served) = self.served.get_mut(&token)
-            {
-                served.space.remove(page..page + 1);
-            }
-        }
+        self.fill_listed(missing, &mut effects)?;
         let complete = self
             .served
             .values()
             .all(|served| served.id.is_some() || served.space.is_empty());
         Ok((complete, effects))
+    }
+
+    /// The same for memory that its process, named by its id in the images, has locked since it was restored: the
+    /// next restore fills that at once, from what is dumped.
+    ///
+    /// # Errors
+    /// When a page can never be filled.
+    pub fn fill_locked(
+        &mut self,
+        locked: &[(u32, Vec<Range<u64>>)],
+    ) -> Result<(bool, Vec<Effect>), PagerError> {
+        let mut effects = Vec::new();
+        let missing = self.listed_in(locked);
+        self.fill_listed(missing, &mut effects)?;
+        Ok((self.listed_in(locked).is_empty(), effects))
+    }
+
+    fn listed_in(&self, ranges: &[(u32, Vec<Range<u64>>)]) -> Vec<(Token, u64)> {
+        let mut listed = Vec::new();
+        for (token, served) in &self.served {
+            let of_it = ranges.iter().filter(|(id, _)| served.id == Some(*id));
+            for range in of_it.flat_map(|(_, ranges)| ranges) {
+                let runs = served.space.within(range);
+                let pages = runs.flat_map(|run| run.page..run.page + run.count);
+                listed.extend(pages.map(|page| (*token, page)));
+            }
+        }
+        listed
+    }
+
+    fn fill_listed(
+        &mut self,
+        missing: Vec<(Token, u64)>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), PagerError> {
+        for (token, page) in missing {
+            // Listed but not mapped: nothing of it can be dumped or faulted on.
+            if self.fill(token, page, effects)? == Some(Fill::Unmapped)
+                && let Some(served) = self.served.get_mut(&token)
+            {
+                served.space.remove(page..page + 1);
+            }
+        }
+        Ok(())
     }
 
     /// What was never faulted in, by process id of the images, of the address spaces that still exist.

@@ -29,6 +29,9 @@ pub enum DumpError {
         /// What the pagemap says.
         listed: u64,
     },
+    /// Memory was locked after everything locked had been filled: CRIU would restore what is missing as zeros.
+    #[error("the app locked memory while it was being dumped; try again")]
+    Locked,
     /// The index cannot be built.
     #[error(transparent)]
     Index(#[from] crate::checkpoint::index::IndexError),
@@ -101,8 +104,16 @@ impl Assembly<'_> {
                 continue; // a zombie has no memory
             }
             let mut space = remaining.remove(&pid).unwrap_or_default();
-            space.retain(&self.read(&format!("mm-{pid}.img"), images::anonymous_ranges)?);
-            let map = self.read(&format!("pagemap-{pid}.img"), images::split_pagemap)?;
+            let mappings = self.read(&format!("mm-{pid}.img"), images::anonymous)?;
+            let mut never_read = space.clone();
+            never_read.retain(&mappings.locked);
+            if !never_read.is_empty() {
+                return Err(DumpError::Locked);
+            }
+            space.retain(&mappings.lazy);
+            let map = self.read(&format!("pagemap-{pid}.img"), |bytes| {
+                images::split_pagemap(bytes, &mappings.wiped_on_fork)
+            })?;
             let id = ObjectId {
                 generation: self.generation,
                 number: map.pages_id,

@@ -18,6 +18,7 @@ pub mod client;
 pub mod dump;
 pub mod files;
 pub mod keeper;
+mod locked;
 pub mod pages;
 pub mod protocol;
 pub mod restore;

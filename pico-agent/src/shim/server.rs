@@ -30,6 +30,7 @@ use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 
 use self::ends::Deadline;
 use super::keeper::Keeper;
+use super::locked::Locked;
 use super::pages::LocalPages;
 use super::protocol::{MAX_PACKET, Phase, ShimConfig};
 use super::socket::{listen_at, receive_packet};
@@ -87,11 +88,12 @@ fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> ShimErr
 /// What CRIU is doing for us.
 enum Work {
     None,
-    /// Forked children are being filled before a dump.
+    /// What forked children and locked memory miss is being filled before a dump.
     Filling {
         checkpoint: PathBuf,
         generation: u64,
         since: Instant,
+        locked: Vec<Locked>,
     },
     Dump {
         swrk: Swrk,

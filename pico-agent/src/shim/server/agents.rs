@@ -152,12 +152,7 @@ impl Shim {
                     return;
                 }
                 self.phase = Phase::Dumping;
-                self.work = Work::Filling {
-                    checkpoint,
-                    generation,
-                    since: Instant::now(),
-                };
-                self.continue_filling();
+                self.prepare_dump(checkpoint, generation);
             }
             Request::Commit { accept } => self.decide(accept),
             Request::Block { object, block } => {

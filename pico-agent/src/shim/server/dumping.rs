@@ -8,23 +8,51 @@ use super::{DUMP_LOG, DumpStep, Shim, Work, micros, open_dir, read_clocks, sourc
 use crate::checkpoint::local::IMAGES_DIR;
 use crate::criu::rpc::{self, Common};
 use crate::shim::dump::Assembly;
+use crate::shim::locked::locked_memory;
 use crate::shim::protocol::{DumpSummary, Event, Phase};
 use crate::shim::swrk::{Place, Swrk};
 
 impl Shim {
-    /// Fills what forked children miss, then starts the dump.
+    /// Begins with what must be in memory before a dump.
+    pub(super) fn prepare_dump(&mut self, checkpoint: PathBuf, generation: u64) {
+        let locked = match &self.pager {
+            // Everything is in memory.
+            None => Ok(Vec::new()),
+            Some(_) => locked_memory(&self.config.cgroup),
+        };
+        match locked {
+            Ok(locked) => {
+                self.work = Work::Filling {
+                    checkpoint,
+                    generation,
+                    since: Instant::now(),
+                    locked,
+                };
+                self.continue_filling();
+            }
+            Err(error) => self.dump_failed(format!("its locked memory: {error}"), DumpStep::Dumping),
+        }
+    }
+
+    /// Fills what forked children and locked memory miss, then starts the dump.
     pub(super) fn continue_filling(&mut self) {
         let Work::Filling {
             checkpoint,
             generation,
             since,
+            locked,
         } = &self.work
         else {
             return;
         };
         let (checkpoint, generation, since) = (checkpoint.clone(), *generation, *since);
         if let Some(pager) = &mut self.pager {
-            match pager.fill_children() {
+            let filled = pager.fill_children().and_then(|(children, mut effects)| {
+                let (locked, more) = pager.fill_locked(locked)?;
+                effects.extend(more);
+                Ok((children && locked, effects))
+            });
+            match filled {
                 Ok((complete, effects)) => {
                     self.effects(effects);
                     if !complete {
