@@ -175,6 +175,7 @@ fn command(place: &Place, tools: &Tools, options: &Options, binary: &TestBinary)
         "PROPTEST_CASES",
         "PICO_KEEP_LOGS",
         "PICO_TEST_DIR",
+        "PICO_SEED",
     ] {
         env.extend(std::env::var_os(name).map(|value| (name, value)));
     }

@@ -195,7 +195,8 @@ impl Agent {
         self.dir.join("agent.toml")
     }
 
-    fn log(&self) -> PathBuf {
+    /// The file that holds what it says.
+    pub fn log(&self) -> PathBuf {
         self.dir.join("agent.log")
     }
 

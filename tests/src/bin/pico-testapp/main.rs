@@ -5,6 +5,7 @@
 
 mod clocks;
 mod memory;
+mod truth;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -19,7 +20,12 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 /// Kept open: an io_uring, which CRIU refuses to dump.
 static RING: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
+/// Bytes of its stack that `main` lends: 32 pages wherever it begins.
+const MAIN_STACK: usize = 33 * 4096;
+
 fn main() -> Result<()> {
+    let mut stack = std::mem::MaybeUninit::<[u8; MAIN_STACK]>::uninit();
+    truth::lend(stack.as_mut_ptr().cast());
     let mut words = std::env::args().skip(1);
     let mut port = 7000;
     while let Some(word) = words.next() {
@@ -137,6 +143,9 @@ fn run(line: &str) -> Result<String> {
         "patrol" => memory::patrol(rest.parse()?).map(ok),
         "patrolled" => Ok(memory::patrolled()),
         "fork" => memory::verify_in_child(),
+        "truth" => truth::fill(),
+        "truth-change" => truth::change(rest),
+        "truth-check" => truth::check(rest),
         _ => bail!("unknown command {command}"),
     }
 }
