@@ -132,3 +132,30 @@ fn a_slow_store_delays_a_wake_by_few_round_trips() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn an_upload_that_was_stored_but_never_answered_is_known_as_ones_own() -> Result<()> {
+    plan("faults-unanswered")?.run(|rig| {
+        let app = rig.ready("a")?;
+        app.ask("fill 16")?;
+        ensure!(app.ask("count")? == "1");
+        let shaper = rig.shaper()?;
+        shaper.inject(Rule::new("PUT", "manifest.json", Fault::Unanswered).times(1));
+        rig.agent.sleep("a", "warm")?;
+        until("the manifest to be in the store", Duration::from_secs(20), || {
+            let stored = rig
+                .store
+                .objects()?
+                .keys()
+                .any(|key| key.ends_with("manifest.json"));
+            Ok(stored.then_some(()))
+        })?;
+        // The wake and the next sleep call the upload off while its answer is still awaited.
+        ensure!(app.ask("count")? == "2");
+        rig.agent.sleep("a", "cold")?;
+        shaper.clear();
+        ensure!(app.ask("count")? == "3");
+        ensure!(app.ask("verify")? == "ok 4096");
+        Ok(())
+    })
+}

@@ -3,7 +3,7 @@
 //! * [`agent`]: the agent as a whole
 //! * `app`: the actor; `start`, `swap_in`, `swap_out`: what it does
 //! * [`state`], [`policy`], [`record`]: pure: the states, the decisions, what is remembered
-//! * [`transfer`]: checkpoints to and from the object store
+//! * [`transfer`]: checkpoints to and from the object store; `publish`: which of them is the current one
 //! * [`host`], [`paths`]: what apps share, and where an app's things lie
 //!
 //! Uses gate, sandbox, shim, probes and store; none of them knows it, nor each other.
@@ -13,6 +13,7 @@ mod app;
 pub mod host;
 pub mod paths;
 pub mod policy;
+mod publish;
 pub mod record;
 mod start;
 pub mod state;

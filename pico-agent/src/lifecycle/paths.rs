@@ -75,6 +75,11 @@ impl AppPaths {
         self.dir.join("manifest.json")
     }
 
+    /// Manifests whose way to the store has no known end yet.
+    pub fn unanswered(&self) -> PathBuf {
+        self.dir.join("unanswered")
+    }
+
     /// What is learned of the pages that the app's requests need.
     pub fn active_sets(&self) -> PathBuf {
         self.dir.join("activesets")

@@ -19,7 +19,7 @@ use crate::checkpoint::keys;
 use crate::checkpoint::local::{DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE};
 use crate::checkpoint::manifest::{self, Manifest, ManifestError, PageObject};
 use crate::store::cache::CacheError;
-use crate::store::{ETag, PageCache, PageFile, Precondition, Store, StoreError};
+use crate::store::{ETag, PageCache, PageFile, Store, StoreError};
 
 /// Newest page objects up to this size in all come with the first wave: they are what the last wake touched.
 pub(super) const FIRST_PAGES_BYTES: u64 = 8 << 20;
@@ -67,7 +67,7 @@ pub enum TransferError {
     },
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
     move |source| TransferError::File {
         path: path.to_owned(),
         source,
@@ -81,7 +81,7 @@ fn content<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Transf
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TransferError> + Send + 'static,
 ) -> Result<T, TransferError> {
     tokio::task::spawn_blocking(work)
@@ -206,13 +206,7 @@ impl Remote {
             root_files: prepared.dump.root_files,
         };
         let bytes = Bytes::from(manifest.encode()?);
-        let condition = previous.map_or(Precondition::Absent, Precondition::Matches);
-        let etag = self
-            .store
-            .put_if(&keys::manifest(&self.app), bytes.clone(), condition)
-            .await?;
-        let path = self.paths.manifest();
-        super::record::write_atomically(&path, &bytes).map_err(at(&path))?;
+        let etag = self.publish(generation, &bytes, previous).await?;
         let _ = fs::remove_dir_all(&transfer);
         self.collect_garbage(&manifest).await;
         Ok(Stored {

@@ -75,6 +75,9 @@ impl App {
                 checkpoint.stored = Some(upload.generation);
                 checkpoint.manifest_etag = Some(stored.etag.0);
                 checkpoint.bytes = stored.bytes;
+                self.save();
+                let _ = fs::remove_dir_all(self.paths.unanswered());
+                return;
             }
             Err(error) => {
                 self.upload_failures = Failures {
@@ -94,10 +97,16 @@ impl App {
         if keeps_checkpoint && *lock(&upload.packed) {
             return;
         }
-        if let Some(upload) = self.upload.take() {
+        if let Some(upload) = &mut self.upload {
             upload.task.abort();
-            let _ = upload.task.await;
-            let _ = fs::remove_dir_all(self.paths.transfer(upload.generation));
+            match (&mut upload.task).await {
+                // It was done already: what it stored is the checkpoint that the next one replaces.
+                Ok(outcome) => self.uploaded(outcome),
+                Err(_aborted) => {
+                    let _ = fs::remove_dir_all(self.paths.transfer(upload.generation));
+                    self.upload = None;
+                }
+            }
         }
     }
 

@@ -88,7 +88,7 @@ impl Exchange<'_> {
                 self.answer(status, head.request_line().0)?;
                 return Ok(if waits { Next::Close } else { Next::Go });
             }
-            Some(Fault::Truncate(_) | Fault::FlipBit(_)) | None => {}
+            Some(Fault::Truncate(_) | Fault::FlipBit(_) | Fault::Unanswered) | None => {}
         }
         let mut store = TcpStream::connect(&self.shared.store)?;
         store.set_nodelay(true)?;
@@ -118,6 +118,10 @@ impl Exchange<'_> {
             None => self.reply_head(&mut replies)?,
         };
         self.wait();
+        if request.fault == Some(Fault::Unanswered) {
+            self.shared.hang();
+            return Ok(Next::Close);
+        }
         request.status = reply.status();
         let body = reply.response_body(head.request_line().0)?;
         let ended = self.pass_body(&reply, body, &mut replies, request)?;

@@ -29,6 +29,8 @@ pub enum Fault {
     FlipBit(u64),
     /// The connection is reset; the store sees nothing.
     Reset,
+    /// The store does what is asked and answers; the answer is held until the faults are cleared.
+    Unanswered,
     /// No answer until the faults are cleared; the connection is closed then.
     Hang,
 }
