@@ -26,6 +26,9 @@ pub const DEFAULT_PATH: &str = "/etc/pico/agent.toml";
 /// Where the agent keeps its state when it is told nothing.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/pico";
 
+/// How many warm apps have what a wake needs standing by when the agent is told nothing.
+pub const DEFAULT_STANDBY: usize = 64;
+
 /// The whole of agent.toml, with defaults filled in and relative paths resolved against its directory.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -39,6 +42,8 @@ pub struct Config {
     pub shim: Option<PathBuf>,
     /// A CRIU binary, or a private root directory that holds one; `None`: looked for.
     pub criu: Option<PathBuf>,
+    /// How many warm apps have a shim and a CRIU standing by, which makes their wakes short and takes a few MiB each.
+    pub standby: usize,
     /// Service subnets and the gate's names.
     pub network: Network,
     /// Object storage; `None`: apps sleep on this host's disk only and never go cold.
@@ -276,6 +281,7 @@ impl Config {
             instance: top.instance,
             shim: top.shim,
             criu: top.criu,
+            standby: top.standby,
             network,
             store,
             apps: Vec::new(),
@@ -378,6 +384,7 @@ struct Top {
     instance: String,
     shim: Option<PathBuf>,
     criu: Option<PathBuf>,
+    standby: usize,
 }
 
 impl Default for Top {
@@ -387,6 +394,7 @@ impl Default for Top {
             instance: String::new(),
             shim: None,
             criu: None,
+            standby: DEFAULT_STANDBY,
         }
     }
 }

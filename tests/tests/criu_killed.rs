@@ -74,3 +74,27 @@ fn a_restore_whose_criu_dies_leaves_nothing_and_the_checkpoint_wakes_the_app() -
             })
         })
 }
+
+#[test]
+fn a_criu_that_dies_while_it_stands_by_costs_no_request() -> Result<()> {
+    Plan::new("criu-standby")?
+        .test_app("a", |app| app.idle = "never".into())?
+        .run(|rig| {
+            let app = rig.ready("a")?;
+            for round in 1..=3 {
+                ensure!(app.ask("count")? == round.to_string());
+                rig.agent.sleep("a", "warm")?;
+                until("a CRIU to stand by", Duration::from_secs(10), || {
+                    Ok(kill_criu(rig).ok())
+                })?;
+                until("the loss to be noticed", Duration::from_secs(10), || {
+                    let noticed = std::fs::read_to_string(rig.agent.log())?
+                        .matches("stood by has ended")
+                        .count();
+                    Ok((noticed >= round).then_some(()))
+                })?;
+            }
+            ensure!(app.ask("count")? == "4");
+            Ok(())
+        })
+}

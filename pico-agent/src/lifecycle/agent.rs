@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::app::{App, AppHandle, Command};
@@ -205,6 +205,7 @@ async fn open_host(
         store,
         cgroups,
         criu,
+        standbys: Arc::new(Semaphore::new(config.standby)),
         shim: config.shim(),
         hidden: hidden.into_iter().flatten().collect(),
         state_dir,

@@ -3,12 +3,14 @@
 //! done in [`super::swap_in`], [`super::swap_out`] and [`super::start`].
 //!
 //! Here: what an actor is, and what it is asked. `due`: what it does by the clock; `ends`: how runs end; `upload`: its
-//! checkpoint on the way to the store; `bookkeeping`: record and view; `parts`: the parts of its sandbox.
+//! checkpoint on the way to the store; `standby`: a warm app's wake made ready; `bookkeeping`: record and view;
+//! `parts`: the parts of its sandbox.
 
 mod bookkeeping;
 mod due;
 mod ends;
 mod parts;
+mod standby;
 mod upload;
 
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::bookkeeping::first_detail;
+use self::standby::Standby;
 use self::upload::{Upload, join, uploaded};
 use super::host::Host;
 use super::paths::AppPaths;
@@ -105,6 +108,10 @@ pub(super) struct App {
     /// Position in agent.toml: names the app to the probes.
     pub number: u32,
     pub live: Option<Live>,
+    /// Ready for the next wake.
+    standby: Option<Standby>,
+    /// Not tried again before the next sleep.
+    pub(super) standby_failed: bool,
     pub meter: Arc<Meter>,
     /// Page objects that are being fetched.
     pub sources: Sources,
@@ -150,6 +157,8 @@ impl App {
             record,
             number,
             live: None,
+            standby: None,
+            standby_failed: false,
             meter: meter.clone(),
             sources: Sources::default(),
             fetching: Arc::default(),
@@ -194,6 +203,7 @@ impl App {
                 },
                 event = shim_event(&mut self.live) => self.shim_event(event).await,
                 stored = uploaded(&mut self.upload) => self.uploaded(stored),
+                () = standby::ended(&mut self.standby) => self.standby_ended().await,
                 () = wait_until(deadline) => {}
             }
         }
@@ -295,6 +305,7 @@ impl App {
             let stored = join(&mut upload.task).await;
             self.uploaded(stored);
         }
+        self.dismiss_standby().await;
     }
 
     async fn refresh(&mut self) {

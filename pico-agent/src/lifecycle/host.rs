@@ -1,6 +1,9 @@
 //! What all apps of an agent share: the gate, the probes, the store, the cgroup tree, and how shims are started.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 
 use crate::criu::command::Criu;
 use crate::gate::Gate;
@@ -24,6 +27,8 @@ pub struct Host {
     pub cgroups: CgroupTree,
     /// How CRIU is started.
     pub criu: Criu,
+    /// How many shims may stand by for warm apps.
+    pub standbys: Arc<Semaphore>,
     /// The `pico-shim` program.
     pub shim: PathBuf,
     /// Paths of the host that no app may see.

@@ -5,7 +5,7 @@ use std::fs;
 use super::app::{App, STOP_GRACE};
 use super::policy::{self, Found, Recovery};
 use super::state::{Event, State};
-use super::swap_in::{NotRunning, is_root_mounted, mount_root};
+use super::swap_in::{NotRunning, Run, is_root_mounted, mount_root};
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::sandbox::{Limits, SandboxSpec};
 use crate::shim::client::ShimClient;
@@ -56,7 +56,11 @@ impl App {
         crate::sandbox::net::create(&self.net())
             .await
             .map_err(NotRunning::new)?;
-        let (client, mut events, cgroup) = self.shim(false).await?;
+        let Run {
+            client,
+            mut events,
+            cgroup,
+        } = self.shim(false).await?;
         let spec = self.sandbox(cgroup.clone());
         client
             .send(&Request::Start(Box::new(spec)))

@@ -46,6 +46,13 @@ impl NotRunning {
     }
 }
 
+/// A shim in the cgroup of a new run of its app, which was asked nothing yet.
+pub(super) struct Run {
+    pub client: ShimClient,
+    pub events: mpsc::UnboundedReceiver<shim::Event>,
+    pub cgroup: Cgroup,
+}
+
 /// Measures the steps of a wake.
 struct Stopwatch {
     began: Instant,
@@ -131,27 +138,32 @@ impl App {
 
     async fn swap_in(&mut self, from: Tier, watch: &mut Stopwatch) -> Result<(), NotRunning> {
         let generation = self.record.checkpoint.generation;
-        crate::sandbox::net::create(&self.net())
-            .await
-            .map_err(NotRunning::new)?;
-        let (client, mut events, cgroup) = match from {
+        let run = match from {
             Tier::Warm => {
                 // The disk works while CRIU gets ready; nobody waits for this.
                 let (checkpoint, pages) = (self.paths.checkpoint(generation), self.paths.pages());
                 tokio::task::spawn_blocking(move || read_ahead(&checkpoint, &pages, generation));
-                self.shim(true).await?
+                match self.take_standby() {
+                    Some(run) => run,
+                    None => self.prepare_run().await?,
+                }
             }
             Tier::Cold => {
                 // CRIU gets ready while the checkpoint comes; the root is mounted when its files are there.
                 let none = || NotRunning::new("there is no [store] in agent.toml");
                 let remote = self.remote().ok_or_else(none)?;
-                let (fetched, shim) = tokio::join!(remote.download(generation), self.shim(true));
+                let (fetched, run) = tokio::join!(remote.download(generation), self.prepare_run());
                 fetched.map_err(NotRunning::new)?;
                 self.record.checkpoint.local = Some(generation);
                 watch.lap("fetch");
-                shim?
+                run?
             }
         };
+        let Run {
+            client,
+            mut events,
+            cgroup,
+        } = run;
         let root = self.root();
         tokio::task::spawn_blocking(move || mount_root(&root))
             .await
@@ -179,11 +191,16 @@ impl App {
         Ok(())
     }
 
+    /// Network, shim and a waiting CRIU for a restore. The root may be mounted later.
+    pub(super) async fn prepare_run(&mut self) -> Result<Run, NotRunning> {
+        crate::sandbox::net::create(&self.net())
+            .await
+            .map_err(NotRunning::new)?;
+        self.shim(true).await
+    }
+
     /// A shim for a new run, in its cgroups; the network must be there. The root may be mounted later.
-    pub(super) async fn shim(
-        &mut self,
-        restores: bool,
-    ) -> Result<(ShimClient, mpsc::UnboundedReceiver<shim::Event>, Cgroup), NotRunning> {
+    pub(super) async fn shim(&mut self, restores: bool) -> Result<Run, NotRunning> {
         let run = self.runs().last().copied().unwrap_or(0).max(self.record.run) + 1;
         self.record.run = run;
         let limits = self.limits();
@@ -220,7 +237,11 @@ impl App {
             .await
             .map_err(NotRunning::new)?;
         match events.recv().await {
-            Some(shim::Event::Hello { .. }) => Ok((client, events, cgroup)),
+            Some(shim::Event::Hello { .. }) => Ok(Run {
+                client,
+                events,
+                cgroup,
+            }),
             _ => {
                 let said = std::fs::read_to_string(work.join("shim.log")).unwrap_or_default();
                 Err(NotRunning::new(format!(

@@ -161,6 +161,7 @@ impl App {
         checkpoint.bytes = (summary.stored_pages + summary.carried_pages)
             * crate::checkpoint::index::PAGE_SIZE
             + summary.image_bytes;
+        self.standby_failed = false;
         self.record.counters.sleeps += 1;
         self.sleep_succeeded();
         self.apply(Event::Slept, why);

@@ -274,7 +274,8 @@ impl Rig {
     }
 
     /// The processes of an app itself: those in its pid namespace. A CRIU that has just restored it may be in its
-    /// cgroup for a moment longer. Of an app without a process: whatever is left in its cgroup.
+    /// cgroup for a moment longer. Of an app without a process: whatever is left in its cgroup, but for a CRIU that
+    /// stands by for its next wake, in the pid namespace of the host.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
@@ -282,7 +283,11 @@ impl Rig {
         let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let of_app = self.agent.show(app)?.pid().ok().and_then(namespace);
         let mut processes = procs::in_cgroup(&self.agent.app_cgroup(app))?;
-        processes.retain(|process| of_app.is_none() || namespace(process.pid) == of_app);
+        let of_host = namespace(std::process::id());
+        processes.retain(|process| match &of_app {
+            Some(_) => namespace(process.pid) == of_app,
+            None => namespace(process.pid) != of_host,
+        });
         Ok(processes)
     }
 

@@ -44,6 +44,7 @@ impl App {
             match decision {
                 Decision::Wait { until, why } => {
                     self.next = why;
+                    self.stand_by().await;
                     return [until, self.rearm_at].into_iter().flatten().min();
                 }
                 Decision::Now { why } => match self.state() {

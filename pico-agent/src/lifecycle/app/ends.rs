@@ -11,6 +11,9 @@ use crate::sandbox::Cgroup;
 use crate::shim::protocol::Exit;
 use crate::units::Timestamp;
 
+/// How long a shim may take to end once nothing is left of its run.
+const SHIM_ENDS: Duration = Duration::from_secs(10);
+
 impl App {
     /// The app's first process ended.
     pub(in crate::lifecycle) async fn exited(&mut self, exit: Exit, reason: Option<String>) {
@@ -72,18 +75,21 @@ impl App {
         if let Err(error) = self.host.gate.hold(&self.config.name).await {
             tracing::error!(app = self.config.name, %error, "cannot hold packets");
         }
+        self.dismiss_standby().await;
         let Some(live) = self.live.take() else { return };
         self.end_run(live.cgroup).await;
     }
 
-    /// Ends whatever still runs in a run's cgroup and removes it.
+    /// Ends whatever still runs in a run's cgroup and removes it, once shim and keeper, which watch it, have ended, too:
+    /// the kernel may tell nobody that a cgroup that is removed had become empty.
     pub(in crate::lifecycle) async fn end_run(&self, cgroup: Cgroup) {
         if let Ok(id) = cgroup.id() {
             let _ = self.host.probes.untrack(id);
         }
+        let shim = self.host.cgroups.shim(&self.config.name);
         let ended = tokio::task::spawn_blocking(move || {
             cgroup.kill()?;
-            cgroup.wait_empty(Duration::from_secs(10))?;
+            shim?.wait_empty(SHIM_ENDS)?;
             cgroup.remove()
         });
         match ended.await {

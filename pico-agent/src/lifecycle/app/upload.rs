@@ -113,6 +113,7 @@ impl App {
     /// Gives up what this host has of a stored checkpoint; nothing of the app is left but its wake record.
     pub(in crate::lifecycle) async fn go_cold(&mut self, why: &str) -> Result<(), Failure> {
         self.settle_upload(false).await;
+        self.dismiss_standby().await;
         self.sources.close();
         self.cold_now = false;
         self.record.checkpoint.local = None;

@@ -49,6 +49,10 @@ impl Shim {
             if self.pid == Some(exit.0) {
                 self.pid = None;
                 self.app_ended(exit.1);
+            } else if self.waiting.as_ref().is_some_and(|swrk| swrk.pid() == exit.0) {
+                // Of no use without; the agent starts another.
+                eprintln!("CRIU ended while it waited ({})", exit.1);
+                self.done = true;
             } else if let Work::Restore { swrk, .. } = &self.work
                 && exit.0 != swrk.pid()
                 && exit.0 != self.keeper.pid().as_raw()
