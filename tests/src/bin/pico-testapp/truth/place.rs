@@ -136,9 +136,9 @@ impl Place {
                 Op::Swap(other) => {
                     let (here, there) = (self.at(first), self.at(other));
                     let aside = map(std::ptr::null_mut(), count, libc::PROT_NONE, PRIVATE, -1)?;
-                    remap(here, count, count, aside)?;
-                    remap(there, count, count, here)?;
-                    remap(aside, count, count, there)?;
+                    move_pages(here, count, aside)?;
+                    move_pages(there, count, here)?;
+                    move_pages(aside, count, there)?;
                 }
                 Op::Move => self.relocate(self.pages)?,
                 Op::Resize(pages) if self.kind == Kind::Heap => self.resize_heap(pages)?,
@@ -155,12 +155,10 @@ impl Place {
         Ok(())
     }
 
-    /// Moves all of it, run by run: several moves before and after each other may have split it.
+    /// Moves all of it.
     fn relocate(&mut self, pages: usize) -> Result<()> {
         let to = map(std::ptr::null_mut(), pages, READ_WRITE, PRIVATE, -1)?;
-        for page in 0..self.pages.min(pages) {
-            remap(self.at(page), 1, 1, to.wrapping_add(page * PAGE))?;
-        }
+        move_pages(self.base, self.pages.min(pages), to)?;
         if let Some(rest) = self.pages.checked_sub(pages).filter(|rest| *rest > 0) {
             // SAFETY: the end of this region, which is given up.
             checked(unsafe { libc::munmap(self.at(pages).cast(), rest * PAGE) })?;
@@ -178,12 +176,16 @@ impl Place {
     }
 }
 
-fn remap(from: *mut u8, old: usize, new: usize, to: *mut u8) -> Result<()> {
+/// Moves pages one by one: moves before may have split their mapping, and mremap(2) takes no more than one.
+fn move_pages(from: *mut u8, count: usize, to: *mut u8) -> Result<()> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    // SAFETY: from and to are pages of the caller's own region or were mapped for this.
-    let moved = unsafe { libc::mremap(from.cast(), old * PAGE, new * PAGE, flags, to.cast::<c_void>()) };
-    if moved == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error()).context("mremap");
+    for page in 0..count {
+        let (from, to) = (from.wrapping_add(page * PAGE), to.wrapping_add(page * PAGE));
+        // SAFETY: from and to are pages of the caller's own region or were mapped for this.
+        let moved = unsafe { libc::mremap(from.cast(), PAGE, PAGE, flags, to.cast::<c_void>()) };
+        if moved == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error()).context("mremap");
+        }
     }
     Ok(())
 }
