@@ -98,7 +98,21 @@ struct Served {
     memory: Memory,
     /// Process id in CRIU's images; none for a forked child.
     id: Option<u32>,
+    /// What was not faulted in yet.
     space: AddressSpace,
+    /// Where all pages came from that are still where they were, or were moved; faulted in or not.
+    origin: AddressSpace,
+}
+
+/// What is known of the pages of one process of the images.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Its id there.
+    pub id: u32,
+    /// What was never faulted in: it is as the checkpoint has it.
+    pub missing: AddressSpace,
+    /// Where the content of each page came from. Whether it is still the same must be looked at.
+    pub origin: AddressSpace,
 }
 
 /// The pager of one app.
@@ -131,6 +145,7 @@ impl<S: PageSource> Pager<S> {
         self.insert(Served {
             memory: Memory::new(uffd),
             id: Some(id),
+            origin: space.clone(),
             space,
         })
     }
@@ -191,14 +206,22 @@ impl<S: PageSource> Pager<S> {
                 self.stats.faults += 1;
                 self.fill(token, page, effects)?;
             }
-            Change::Remove(start, end) => served.space.remove(start..end),
-            Change::Remap(from, to, count) => served.space.relocate(from..from + count, to),
+            Change::Remove(start, end) => {
+                served.space.remove(start..end);
+                served.origin.remove(start..end);
+            }
+            Change::Remap(from, to, count) => {
+                served.space.relocate(from..from + count, to);
+                served.origin.relocate(from..from + count, to);
+            }
             Change::Fork(uffd) => {
                 let space = served.space.clone();
                 let child = self.insert(Served {
                     memory: Memory::new(uffd),
                     id: None,
                     space,
+                    // Its name in the next checkpoint is not known; everything of it is dumped.
+                    origin: AddressSpace::default(),
                 });
                 effects.push(Effect::Opened(child));
                 self.forget_gone(effects);
@@ -366,13 +389,16 @@ impl<S: PageSource> Pager<S> {
         Ok(())
     }
 
-    /// What was never faulted in, by process id of the images, of the address spaces that still exist.
-    /// `None` while a forked child misses pages.
-    pub fn remaining(&self) -> Option<Vec<(u32, AddressSpace)>> {
+    /// What is known of the address spaces that still exist. `None` while a forked child misses pages.
+    pub fn known(&self) -> Option<Vec<Known>> {
         let mut spaces = Vec::new();
         for served in self.served.values().filter(|served| served.memory.is_alive()) {
             match served.id {
-                Some(id) => spaces.push((id, served.space.clone())),
+                Some(id) => spaces.push(Known {
+                    id,
+                    missing: served.space.clone(),
+                    origin: served.origin.clone(),
+                }),
                 None if served.space.is_empty() => {}
                 None => return None,
             }

@@ -6,12 +6,16 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::index::{AddressSpace, Object, ObjectId, PAGE_BYTES, PAGE_SIZE, PageIndex, Run};
+use crate::checkpoint::index::{AddressSpace, Object, ObjectId, PAGE_SIZE, PageIndex, Run};
 use crate::checkpoint::local::{Clocks, DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE, RootFile, SCHEMA, Stored};
 use crate::criu::images::{self, ImageError};
+use crate::pager::Known;
 use crate::sandbox::rootfs::RootSpec;
+use crate::store::cache::CacheError;
 
 use super::files::{FileError, at, image_at};
+use super::pages::LocalPages;
+use super::sift::{Sifted, sift};
 
 /// Why a dump is no checkpoint. The app goes on running.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +23,9 @@ pub enum DumpError {
     /// A file cannot be read or written, or is not what CRIU should have written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The local copies of page objects.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The pages file and its pagemap differ in length.
     #[error("{path} holds {found} bytes where its pagemap lists {listed}")]
     Length {
@@ -49,9 +56,9 @@ pub struct Assembly<'a> {
     pub pages: &'a Path,
     /// The new generation.
     pub generation: u64,
-    /// What was never faulted in, by process id, with the objects it lies in.
-    pub remaining: Vec<(u32, AddressSpace)>,
-    /// See `remaining`.
+    /// What the pager knows of the pages of each process.
+    pub known: Vec<Known>,
+    /// The objects that `known` names.
     pub objects: &'a [Object],
     /// The app's root, to tell its own files from those below.
     pub root: &'a RootSpec,
@@ -62,12 +69,16 @@ pub struct Assembly<'a> {
 }
 
 /// What [`Assembly::assemble`] made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Assembled {
-    /// Lazy pages of the new objects.
+    /// Pages stored in new objects.
     pub stored_pages: u64,
     /// Pages of older objects.
     pub carried_pages: u64,
+    /// Those of them that were dumped, and are as they were.
+    pub unchanged_pages: u64,
+    /// Pages of zeros, which are stored nowhere.
+    pub zero_pages: u64,
     /// Bytes of CRIU's images with the eager pages.
     pub image_bytes: u64,
 }
@@ -97,13 +108,15 @@ impl Assembly<'_> {
             spaces: Vec::new(),
         };
         let mut stored = Vec::new();
-        let (mut stored_pages, mut carried_pages) = (0, 0);
-        let mut remaining: HashMap<u32, AddressSpace> = self.remaining.drain(..).collect();
+        let mut made = Assembled::default();
+        let mut known: HashMap<u32, Known> = self.known.drain(..).map(|known| (known.id, known)).collect();
+        let mut local = LocalPages::new(self.pages)?;
         for pid in self.read("pstree.img", images::process_ids)? {
             if !self.image(&format!("pagemap-{pid}.img")).exists() {
                 continue; // a zombie has no memory
             }
-            let mut space = remaining.remove(&pid).unwrap_or_default();
+            let Known { missing, origin, .. } = known.remove(&pid).unwrap_or_default();
+            let mut space = missing;
             let mappings = self.read(&format!("mm-{pid}.img"), images::anonymous)?;
             let mut never_read = space.clone();
             never_read.retain(&mappings.locked);
@@ -114,77 +127,113 @@ impl Assembly<'_> {
             let map = self.read(&format!("pagemap-{pid}.img"), |bytes| {
                 images::split_pagemap(bytes, &mappings.wiped_on_fork)
             })?;
-            let id = ObjectId {
-                generation: self.generation,
-                number: map.pages_id,
-            };
-            self.split_pages(pid, id, &map)?;
-            let object = index.intern(Object { id, pages: map.total })?;
-            for (pages, offset) in &map.lazy {
-                let count = pages.end - pages.start;
-                space.insert(Run {
-                    page: pages.start,
-                    count,
-                    object,
-                    offset: *offset,
+            let (sifted, object) = self.split_pages(pid, &map, &origin, &mut local)?;
+            made.stored_pages += sifted.new_pages();
+            // What was dumped is newer than what is missing, should anything be both.
+            let old = sifted.old.iter().map(|run| run.page..run.page + run.count);
+            for pages in sifted.zero.iter().cloned().chain(old.clone()) {
+                space.remove(pages);
+            }
+            made.unchanged_pages += old.map(|pages| pages.end - pages.start).sum::<u64>();
+            made.zero_pages += sifted
+                .zero
+                .iter()
+                .map(|pages| pages.end - pages.start)
+                .sum::<u64>();
+            for run in sifted.old {
+                space.insert(run);
+            }
+            made.carried_pages += space.pages();
+            if let Some(pages) = object {
+                let id = ObjectId {
+                    generation: self.generation,
+                    number: map.pages_id,
+                };
+                let object = index.intern(Object { id, pages })?;
+                for (pages, offset) in sifted.new {
+                    space.insert(Run {
+                        page: pages.start,
+                        count: pages.end - pages.start,
+                        object,
+                        offset,
+                    });
+                }
+                stored.push(Stored {
+                    id,
+                    bytes: pages * PAGE_SIZE,
                 });
             }
-            let dumped: u64 = map.lazy.iter().map(|(pages, _)| pages.end - pages.start).sum();
-            stored_pages += dumped;
-            carried_pages += space.pages() - dumped;
-            stored.push(Stored {
-                id,
-                bytes: map.total * PAGE_SIZE,
-            });
             index.spaces.push((pid, space));
         }
         index.compact();
-        let kept = |object: &Stored| index.objects.iter().any(|known| known.id == object.id);
-        for unused in stored.extract_if(.., |object| !kept(object)) {
-            let path = object_path(self.pages, unused.id);
-            fs::remove_file(&path).map_err(at(&path))?;
-        }
         let dump = Dump {
             schema: SCHEMA.to_owned(),
             generation: self.generation,
             clocks: self.clocks.clone(),
             stdio: self.stdio,
             stored,
-            carried_pages,
+            carried_pages: made.carried_pages,
             root_files: self.root_files()?,
         };
         self.write(INDEX_FILE, &index.encode())?;
         self.write(DUMP_FILE, &serde_json::to_vec(&dump)?)?;
-        let image_bytes = self.image_bytes()?;
+        made.image_bytes = self.image_bytes()?;
         sync(self.checkpoint)?;
-        Ok(Assembled {
-            stored_pages,
-            carried_pages,
-            image_bytes,
-        })
+        Ok(made)
     }
 
-    /// Moves CRIU's pages file to the page objects, and leaves one with the eager pages in its place.
-    fn split_pages(&self, pid: u32, id: ObjectId, map: &images::Pagemap) -> Result<(), DumpError> {
+    /// Makes a page object of what must be stored of CRIU's pages file, and leaves one with the eager pages in its
+    /// place. Offsets of new pages are then those in the object, whose length in pages comes with them, if there is one.
+    fn split_pages(
+        &self,
+        pid: u32,
+        map: &images::Pagemap,
+        origin: &AddressSpace,
+        local: &mut LocalPages,
+    ) -> Result<(Sifted, Option<u64>), DumpError> {
         let image = self.image(&format!("pages-{}.img", map.pages_id));
-        let object = object_path(self.pages, id);
-        fs::rename(&image, &object).map_err(at(&image))?;
-        let mut from = File::open(&object).map_err(at(&object))?;
-        let found = from.metadata().map_err(at(&object))?.len();
+        let mut from = File::open(&image).map_err(at(&image))?;
+        let found = from.metadata().map_err(at(&image))?.len();
         let listed = map.total * PAGE_SIZE;
         if found != listed {
             return Err(DumpError::Length {
-                path: object,
+                path: image,
                 found,
                 listed,
             });
         }
+        let mut sifted = sift(&map.lazy, &from, origin, self.objects, local).map_err(at(&image))?;
+        let id = ObjectId {
+            generation: self.generation,
+            number: map.pages_id,
+        };
+        let object = object_path(self.pages, id);
+        let kept = sifted.new_pages();
+        let pages = if kept == 0 {
+            fs::remove_file(&image).map_err(at(&image))?;
+            None
+        } else if saves_little(kept, map.total) {
+            fs::rename(&image, &object).map_err(at(&image))?;
+            Some(map.total)
+        } else {
+            let mut to = File::create_new(&object).map_err(at(&object))?;
+            let mut end = 0;
+            for (pages, offset) in &mut sifted.new {
+                let count = pages.end - pages.start;
+                copy_pages(&mut from, &mut to, *offset..*offset + count).map_err(at(&object))?;
+                *offset = end;
+                end += count;
+            }
+            fs::remove_file(&image).map_err(at(&image))?;
+            Some(kept)
+        };
         let mut to = File::create_new(&image).map_err(at(&image))?;
         for pages in &map.eager {
-            copy_pages(&mut from, &mut to, pages).map_err(at(&image))?;
+            copy_pages(&mut from, &mut to, pages.clone()).map_err(at(&image))?;
         }
         let pagemap = self.image(&format!("pagemap-{pid}.img"));
-        Ok(fs::write(&pagemap, &map.eager_image).map_err(at(&pagemap))?)
+        fs::write(&pagemap, &map.eager_image).map_err(at(&pagemap))?;
+        Ok((sifted, pages))
     }
 
     fn root_files(&self) -> Result<Vec<RootFile>, DumpError> {
@@ -232,12 +281,18 @@ pub fn root_file(root: &RootSpec, path: &Path) -> Option<RootFile> {
         .then(|| RootFile::new(path.to_owned(), &found, None))
 }
 
-fn copy_pages(from: &mut File, to: &mut File, pages: &Range<u64>) -> io::Result<()> {
-    let mut page = [0; PAGE_BYTES];
+/// Whether CRIU's file of `total` pages may stay as it is for the `kept` ones: the app stands still while they are
+/// copied, and what is stored without need is at most a tenth.
+fn saves_little(kept: u64, total: u64) -> bool {
+    total - kept <= kept / 10
+}
+
+fn copy_pages(from: &mut File, to: &mut File, pages: Range<u64>) -> io::Result<()> {
+    let bytes = (pages.end - pages.start) * PAGE_SIZE;
     from.seek(SeekFrom::Start(pages.start * PAGE_SIZE))?;
-    for _ in pages.clone() {
-        from.read_exact(&mut page)?;
-        to.write_all(&page)?;
+    let copied = io::copy(&mut from.take(bytes), to)?;
+    if copied < bytes {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ pub mod pages;
 pub mod protocol;
 pub mod restore;
 pub mod server;
+mod sift;
 pub mod socket;
 pub mod stdio;
 pub mod swrk;

@@ -1,9 +1,11 @@
 //! Reads page objects from this host's disk.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::path::Path;
 
+use super::sift::Stored;
 use crate::checkpoint::BLOCK_SIZE;
 use crate::checkpoint::index::{ObjectId, PAGE_SIZE};
 use crate::pager::memory::Page;
@@ -31,26 +33,33 @@ impl LocalPages {
     }
 }
 
-impl PageSource for LocalPages {
-    fn read(&mut self, object: ObjectId, offset: u64, page: &mut Page) -> io::Result<Lookup> {
-        let offset = offset * PAGE_SIZE;
-        let absent = Lookup::Absent {
-            block: offset / BLOCK_SIZE as u64,
-        };
+impl Stored for LocalPages {
+    fn read_pages(&mut self, object: ObjectId, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
         let reader = match self.open.entry(object) {
-            std::collections::hash_map::Entry::Occupied(open) => open.into_mut(),
-            std::collections::hash_map::Entry::Vacant(new) => {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(new) => {
                 let reader = self
                     .cache
                     .reader(object.generation, object.number)
                     .map_err(io::Error::other)?;
                 match reader {
                     Some(reader) => new.insert(reader),
-                    None => return Ok(absent),
+                    None => return Ok(false),
                 }
             }
         };
-        let here = reader.read(offset, &mut page.0).map_err(io::Error::other)?;
-        Ok(if here { Lookup::Here } else { absent })
+        reader.read(offset * PAGE_SIZE, buffer).map_err(io::Error::other)
+    }
+}
+
+impl PageSource for LocalPages {
+    fn read(&mut self, object: ObjectId, offset: u64, page: &mut Page) -> io::Result<Lookup> {
+        Ok(if self.read_pages(object, offset, &mut page.0)? {
+            Lookup::Here
+        } else {
+            Lookup::Absent {
+                block: offset * PAGE_SIZE / BLOCK_SIZE as u64,
+            }
+        })
     }
 }

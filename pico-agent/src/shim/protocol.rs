@@ -147,6 +147,12 @@ pub struct DumpSummary {
     pub stored_pages: u64,
     /// Pages that stay where older checkpoints put them.
     pub carried_pages: u64,
+    /// Those of them that were read and not changed since the last wake.
+    #[serde(default)]
+    pub unchanged_pages: u64,
+    /// Pages of zeros, stored nowhere.
+    #[serde(default)]
+    pub zero_pages: u64,
     /// Bytes of CRIU's images with the eager pages.
     pub image_bytes: u64,
     /// Time the app has stood still so far, in microseconds.

@@ -9,6 +9,7 @@ pub mod criu;
 pub mod memory;
 pub mod report;
 pub mod sandbox;
+pub mod swapout;
 pub mod targets;
 pub mod wake;
 
@@ -83,10 +84,11 @@ impl Outcome {
 type Run = fn(Effort, &mut dyn FnMut(&str)) -> Result<Outcome>;
 
 /// All benches.
-const ALL: [(&str, Run); 4] = [
+const ALL: [(&str, Run); 5] = [
     ("concurrent", concurrent::run),
     ("cost", cost::run),
     ("memory", memory::run),
+    ("swapout", swapout::run),
     ("wake", wake::run),
 ];
 

@@ -119,12 +119,12 @@ impl Shim {
         generation: u64,
         since: Instant,
     ) -> Result<DumpSummary, String> {
-        let (remaining, objects) = match &self.pager {
+        let (known, objects) = match &self.pager {
             None => (Vec::new(), Vec::new()),
             Some(pager) => {
-                let remaining = pager.remaining();
-                let remaining = remaining.ok_or("the app forked while it was being dumped; try again")?;
-                (remaining, pager.objects().to_vec())
+                let known = pager.known();
+                let known = known.ok_or("the app forked while it was being dumped; try again")?;
+                (known, pager.objects().to_vec())
             }
         };
         let clocks = read_clocks().map_err(|error| format!("the clocks: {error}"))?;
@@ -132,7 +132,7 @@ impl Shim {
             checkpoint,
             pages: &self.config.pages,
             generation,
-            remaining,
+            known,
             objects: &objects,
             root: &self.config.root,
             stdio: self.stdio_inodes,
@@ -142,6 +142,8 @@ impl Shim {
         Ok(DumpSummary {
             stored_pages: made.stored_pages,
             carried_pages: made.carried_pages,
+            unchanged_pages: made.unchanged_pages,
+            zero_pages: made.zero_pages,
             image_bytes: made.image_bytes,
             frozen_us: micros(since.elapsed()),
         })

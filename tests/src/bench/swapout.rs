@@ -1,0 +1,178 @@
+//! `swapout`: what a swap-out stores and how long it takes, on the second and later ones: it should cost what was
+//! changed since the last, however large the app is.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Effort, Outcome};
+use crate::harness::apps::{RealApp, Redis};
+use crate::harness::rig::Plan;
+use crate::harness::{Rig, Samples, interrupt, within};
+
+const START: Duration = Duration::from_secs(30);
+const PAGE_BYTES: f64 = 4096.0;
+const MIB: f64 = 1024.0 * 1024.0;
+/// Pages that the test app changes between two swap-outs, spread over all it has.
+const CHANGED: usize = 2048;
+
+/// Runs the bench.
+///
+/// # Errors
+/// When a request is lost, a state is wrong, or an app does not sleep.
+pub fn run(effort: Effort, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
+    let rounds = match effort {
+        Effort::Quick => 3,
+        Effort::Full => 15,
+    };
+    let mut outcome = Outcome::default();
+    changed(rounds, &mut outcome, progress)?;
+    untouched(rounds, &mut outcome, progress)?;
+    let sizes: &[(&str, u64)] = &[("redis, 60 MB", 200_000), ("redis, 512 MB", 1_706_000)];
+    let mut frozen = Vec::new();
+    for (of, keys) in sizes {
+        frozen.push(redis(of, *keys, rounds, &mut outcome, progress).with_context(|| (*of).to_owned())?);
+    }
+    if let [small, large] = frozen[..] {
+        let values = &mut outcome.values;
+        values.insert("swapout.redis_frozen_ms".into(), small);
+        values.insert("swapout.redis_frozen_512_mb_to_60_mb".into(), large / small);
+    }
+    Ok(outcome)
+}
+
+/// Bytes put into the store for one swap-out.
+struct Put {
+    pages: f64,
+    /// Everything but pages.
+    metadata: f64,
+}
+
+/// Puts the app to sleep, and sees what is stored of it.
+fn sleep(rig: &Rig, name: &str) -> Result<Put> {
+    rig.shaper()?.take_requests();
+    rig.agent.sleep(name, "cold")?;
+    let mut put = Put {
+        pages: 0.0,
+        metadata: 0.0,
+    };
+    let requests = rig.shaper()?.take_requests();
+    for request in requests.iter().filter(|request| request.method == "PUT") {
+        let sent = request.sent as f64;
+        if request.path.contains("/pages-") && !request.path.ends_with(".sums") {
+            put.pages += sent;
+        } else {
+            put.metadata += sent;
+        }
+    }
+    ensure!(put.metadata > 0.0, "nothing was stored");
+    Ok(put)
+}
+
+/// Known pages are changed between swap-outs.
+fn changed(rounds: usize, outcome: &mut Outcome, progress: &mut dyn FnMut(&str)) -> Result<()> {
+    let of = "test app, 64 MB";
+    plan(64)?.run(|rig| {
+        let app = rig.ready("a")?;
+        app.ask_within("fill 64", START)?;
+        sleep(rig, "a")?;
+        let (mut ratio, mut share) = (Samples::default(), Samples::default());
+        for round in 0..rounds {
+            interrupt::check()?;
+            progress(&format!("{of}: swap-out {round} with {CHANGED} pages changed"));
+            // Reading all of it faults all in: what was only read must not be stored again.
+            let verified = app.ask_within("verify", START)?;
+            ensure!(verified.starts_with("ok"), "{verified}");
+            app.ask_within(&format!("change {CHANGED}"), START)?;
+            let put = sleep(rig, "a")?;
+            ratio.push(put.pages / (CHANGED as f64 * PAGE_BYTES));
+            share.push(put.metadata / rig.agent.show("a")?.checkpoint_bytes()? as f64);
+        }
+        let ratio = outcome.row(of, "page bytes stored of those changed", "share", &ratio)?;
+        let share = outcome.row(of, "metadata stored of the checkpoint", "share", &share)?;
+        let values = &mut outcome.values;
+        values.insert("swapout.pages_stored_to_changed".into(), ratio);
+        values.insert("swapout.metadata_to_checkpoint".into(), share);
+        Ok(())
+    })
+}
+
+/// A large app is woken by one request that changes next to nothing.
+fn untouched(rounds: usize, outcome: &mut Outcome, progress: &mut dyn FnMut(&str)) -> Result<()> {
+    let of = "test app, 512 MB";
+    plan(512)?.run(|rig| {
+        let app = rig.ready("a")?;
+        progress(&format!("{of}: fill"));
+        app.ask_within("fill 512", START)?;
+        sleep(rig, "a")?;
+        let mut stored = Samples::default();
+        for round in 0..rounds {
+            interrupt::check()?;
+            progress(&format!("{of}: swap-out {round}, untouched"));
+            ensure!(app.ask("ping")? == "pong", "no pong");
+            let put = sleep(rig, "a")?;
+            stored.push((put.pages + put.metadata) / MIB);
+        }
+        let stored = outcome.row(of, "stored of it untouched", "MiB", &stored)?;
+        outcome
+            .values
+            .insert("swapout.untouched_512_mb_mib".into(), stored);
+        Ok(())
+    })
+}
+
+fn plan(megabytes: u64) -> Result<Plan> {
+    Plan::new("swapout")?.shaped().test_app("a", |app| {
+        app.idle = "never".into();
+        app.memory = Some(format!("{}M", megabytes * 2 + 256));
+    })
+}
+
+/// Milliseconds that redis stands still for a later swap-out, one key having been read and one changed.
+fn redis(
+    of: &str,
+    keys: u64,
+    rounds: usize,
+    outcome: &mut Outcome,
+    progress: &mut dyn FnMut(&str),
+) -> Result<f64> {
+    let mut app = Redis::with_keys(keys);
+    let plan = Plan::new("swapout")?.shaped().real_app(&app, |config| {
+        config.idle = "never".into();
+        config.memory = Some("1536M".into());
+    })?;
+    let mut median = 0.0;
+    plan.run(|rig| {
+        let at = rig.v4("redis")?;
+        rig.agent.wait_state("redis", "hot")?;
+        within(START, || app.ready(at))?;
+        progress(&format!("{of}: fill"));
+        app.fill(at)?;
+        sleep(rig, "redis")?;
+        let (mut frozen, mut stored) = (Samples::default(), Samples::default());
+        for round in 0..rounds {
+            interrupt::check()?;
+            progress(&format!("{of}: swap-out {round}"));
+            app.request(at, app.protocols()[0])?;
+            let put = sleep(rig, "redis")?;
+            stored.push(put.pages / MIB);
+            frozen.push(frozen_ms(rig)?);
+        }
+        app.check(at).context("state after the swap-outs")?;
+        outcome.row(of, "page bytes stored", "MiB", &stored)?;
+        median = outcome.row(of, "stood still", "ms", &frozen)?;
+        Ok(())
+    })?;
+    Ok(median)
+}
+
+/// What the agent said of the last swap-out.
+fn frozen_ms(rig: &Rig) -> Result<f64> {
+    let log = std::fs::read_to_string(rig.agent.log())?;
+    let (_, said) = log
+        .rsplit_once("frozen_us: ")
+        .context("no swap-out in the agent's log")?;
+    let digits = said.split(|c: char| !c.is_ascii_digit()).next();
+    let micros: f64 = digits.context("no number")?.parse()?;
+    Ok(micros / 1e3)
+}
