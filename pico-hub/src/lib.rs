@@ -1,4 +1,18 @@
-//! The Picocenter hub. Today it owns the embedded S3 store ([`s3`]); it must not know the agent's insides.
+//! The Picocenter hub: the one place that owners and DNS talk to. It knows apps, agents and where which app is; it
+//! must not know the agent's insides, nor touch an app's packets.
+//!
+//! [`api`] takes calls, [`auth`] says who may make them, [`hub`] has the rules, [`registry`] keeps the rows; [`directory`]
+//! is what DNS sees of them. [`s3`] is the embedded object store, which the rest does not know.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod auth;
+pub mod directory;
+pub mod hub;
+pub mod id;
+pub mod port;
+pub mod problem;
+pub mod registry;
 pub mod s3;
+pub mod secret;
+pub mod spec;
