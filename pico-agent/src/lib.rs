@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod criu;
 pub mod doctor;
+pub mod failpoint;
 pub mod gate;
 pub mod lifecycle;
 pub mod logs;

@@ -16,6 +16,7 @@ use crate::checkpoint::index::ObjectId;
 use crate::checkpoint::local::IMAGES_DIR;
 use crate::config::AfterCrash;
 use crate::control::protocol::{ErrorCode, Failure};
+use crate::failpoint;
 use crate::sandbox::Cgroup;
 use crate::shim::client::ShimClient;
 use crate::shim::protocol::{self as shim, Request, ShimConfig};
@@ -152,6 +153,9 @@ impl App {
                 // CRIU gets ready while the checkpoint comes; the root is mounted when its files are there.
                 let none = || NotRunning::new("there is no [store] in agent.toml");
                 let remote = self.remote().ok_or_else(none)?;
+                // Still mounted after a wake that failed, or an agent that died while the app went cold: the files
+                // below are replaced now.
+                crate::sandbox::unmount_root(&self.root()).map_err(NotRunning::new)?;
                 let (fetched, run) = tokio::join!(remote.download(generation), self.prepare_run());
                 fetched.map_err(NotRunning::new)?;
                 self.record.checkpoint.local = Some(generation);
@@ -170,12 +174,14 @@ impl App {
             .map_err(NotRunning::new)??;
         watch.lap("sandbox");
         let checkpoint = self.paths.checkpoint(generation);
+        failpoint::reach("agent.prepared");
         client
             .send(&Request::Restore { checkpoint })
             .await
             .map_err(NotRunning::new)?;
         let pid = self.running(&client, &mut events).await?;
         watch.lap("restore");
+        failpoint::reach("agent.restored");
         self.live(client, events, cgroup, pid);
         if self.config.after_crash == AfterCrash::Fresh {
             // Once it has answered, it must not answer from this checkpoint again.
@@ -188,6 +194,7 @@ impl App {
             .await
             .map_err(NotRunning::new)?;
         watch.lap("release");
+        failpoint::reach("agent.released");
         Ok(())
     }
 

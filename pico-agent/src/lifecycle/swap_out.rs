@@ -9,6 +9,7 @@ use super::state::Event;
 use crate::checkpoint::index::{ObjectId, PageIndex};
 use crate::checkpoint::local::INDEX_FILE;
 use crate::control::protocol::{ErrorCode, Failure};
+use crate::failpoint;
 use crate::shim::protocol::{self as shim, DumpSummary, Exit, Request};
 use crate::units::Timestamp;
 
@@ -36,6 +37,7 @@ impl App {
                 .slept_not(format!("its packets cannot be held: {error}"))
                 .await;
         }
+        failpoint::reach("agent.held");
         let generation = self.next_generation();
         match self.swap_out(generation).await {
             Outcome::Slept(summary) => {
@@ -98,8 +100,10 @@ impl App {
             match events.recv().await {
                 Some(shim::Event::Need { object, block }) => self.serve_block_to(client, object, block),
                 Some(shim::Event::DumpReady(summary)) => {
+                    failpoint::reach("agent.dumped");
                     called_off = self.point_of_no_return(generation).err();
                     made = Some(summary);
+                    failpoint::reach("agent.named");
                     let commit = Request::Commit {
                         accept: called_off.is_none(),
                     };
@@ -108,6 +112,7 @@ impl App {
                     }
                 }
                 Some(shim::Event::Dumped) => {
+                    failpoint::reach("agent.slept");
                     return match made {
                         Some(summary) => Outcome::Slept(summary),
                         None => Outcome::Lost,

@@ -18,6 +18,7 @@ use crate::checkpoint::index::{IndexError, Object as IndexObject, ObjectId, Page
 use crate::checkpoint::keys;
 use crate::checkpoint::local::{DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE};
 use crate::checkpoint::manifest::{self, Manifest, ManifestError, PageObject};
+use crate::failpoint;
 use crate::store::cache::CacheError;
 use crate::store::{ETag, PageCache, PageFile, Store, StoreError};
 
@@ -206,7 +207,9 @@ impl Remote {
             root_files: prepared.dump.root_files,
         };
         let bytes = Bytes::from(manifest.encode()?);
+        failpoint::reach("agent.uploaded");
         let etag = self.publish(generation, &bytes, previous).await?;
+        failpoint::reach("agent.published");
         let _ = fs::remove_dir_all(&transfer);
         self.collect_garbage(&manifest).await;
         Ok(Stored {
@@ -545,6 +548,7 @@ fn lay_out(
         };
         archive::unpack(files.as_ref(), &upper, &budget).map_err(content("the writable layer"))?;
     }
+    failpoint::reach("agent.laid-out");
     let checkpoint = paths.checkpoint(manifest.generation);
     let _ = fs::remove_dir_all(&checkpoint);
     fs::rename(&unfinished, &checkpoint).map_err(at(&checkpoint))

@@ -65,6 +65,7 @@ impl ShimClient {
             .stderr(log)
             .current_dir("/")
             .env_clear()
+            .envs(crate::failpoint::environment())
             .spawn()
             .map_err(failed)?;
         tokio::spawn(async move { child.wait().await });

@@ -141,6 +141,10 @@ impl Agent {
         self.config.write(&self.config_file())?;
         let mut command = Command::new(bin::find("pico-agent")?);
         command.args(["run", "--config"]).arg(self.config_file());
+        let points = fail_points(&self.dir);
+        if points.is_dir() {
+            command.env("PICO_FAIL_POINTS", points);
+        }
         let ready = |line: &str| line.contains("pico-agent ready").then_some(());
         let (daemon, ()) = Daemon::start(&mut command, &self.log(), Duration::from_secs(30), ready)?;
         self.daemon = Some(daemon);
@@ -205,7 +209,11 @@ impl Agent {
         super::process::tail(&self.log(), 60)
     }
 
-    fn command(&self, args: &[&str]) -> Result<Command> {
+    /// `pico-agent ARGS` against it, for those who do not wait for its end.
+    ///
+    /// # Errors
+    /// When the program is not built.
+    pub fn command(&self, args: &[&str]) -> Result<Command> {
         let mut command = Command::new(bin::find("pico-agent")?);
         command
             .args(args)
@@ -323,6 +331,11 @@ impl Drop for Agent {
             let _ = self.clean_up();
         }
     }
+}
+
+/// Where an agent whose files lie in `dir` looks for moments to stop at, if the directory is there.
+pub fn fail_points(dir: &Path) -> PathBuf {
+    dir.join("fail-points")
 }
 
 /// The root of the cgroups of the agent with this `instance`.

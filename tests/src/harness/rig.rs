@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use super::agent::cgroup_root;
+use super::agent::{cgroup_root, fail_points};
 use super::apps::{RealApp, TestApp};
 use super::config::{NetworkConfig, StoreConfig};
 use super::leftovers::Leftovers;
@@ -101,6 +101,15 @@ impl Plan {
     pub fn shaped(mut self) -> Self {
         self.shaped = true;
         self
+    }
+
+    /// Lets agent and shims stop at named moments ([`Rig::arm`]).
+    ///
+    /// # Errors
+    /// When the directory for it cannot be made.
+    pub fn fail_points(self) -> Result<Self> {
+        std::fs::create_dir_all(fail_points(self.dir()))?;
+        Ok(self)
     }
 
     /// Uses another CRIU than the agent would.
@@ -332,6 +341,37 @@ impl Rig {
     pub fn restart_agent(&mut self) -> Result<()> {
         self.agent.run()?;
         self.claim()
+    }
+
+    /// The next process that comes to `moment` is to stop itself there (`pico_agent::failpoint`).
+    ///
+    /// # Errors
+    /// When the plan has no fail points.
+    pub fn arm(&self, moment: &str) -> Result<()> {
+        let dir = fail_points(self.dir());
+        match std::fs::remove_file(dir.join(format!("{moment}.reached"))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        std::fs::write(dir.join(moment), "").context("the plan has no fail points")
+    }
+
+    /// Waits until a process has come to an armed moment: its process id. It stands still, or is about to.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn reached(&self, moment: &str) -> Result<u32> {
+        let path = fail_points(self.dir()).join(format!("{moment}.reached"));
+        let pid = until(moment, Duration::from_secs(20), || {
+            Ok(std::fs::read_to_string(&path).ok())
+        })?;
+        let pid = pid.parse()?;
+        until("the process to stop", Duration::from_secs(5), || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let state = procs::field(&status, "State").unwrap_or_default();
+            Ok(state.starts_with('T').then_some(()))
+        })?;
+        Ok(pid)
     }
 
     /// The proxy before the store.

@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::{App, now};
 use crate::control::protocol::Failure;
+use crate::failpoint;
 use crate::lifecycle::policy::Failures;
 use crate::lifecycle::state::Event;
 use crate::lifecycle::transfer::{Remote, Stored, TransferError};
@@ -120,6 +121,7 @@ impl App {
         self.apply(Event::WentCold, why);
         // The record first: what is left after a crash here is removed by the next wake.
         self.save();
+        failpoint::reach("agent.cold");
         self.release_sandbox().await;
         let paths = self.paths.clone();
         let removed = tokio::task::spawn_blocking(move || {

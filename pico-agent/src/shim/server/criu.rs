@@ -1,6 +1,7 @@
 //! What CRIU says while it works for us, and the answers.
 use super::{DUMP_LOG, DumpStep, RESTORE_LOG, Shim, Work};
 use crate::criu::rpc::{self, Response};
+use crate::failpoint;
 use crate::shim::protocol::Event;
 use crate::shim::swrk;
 
@@ -24,6 +25,7 @@ impl Shim {
                 self.criu_dirs = None;
                 self.set_deadline(None);
                 self.pid = pid;
+                failpoint::reach("shim.restored");
                 self.running(since);
             }
             (Some(Response::Done { .. }), Work::Dump { .. }) => {
@@ -70,7 +72,10 @@ impl Shim {
         }
         let (checkpoint, generation, since) = (checkpoint.clone(), *generation, *since);
         *at = DumpStep::Deciding;
-        match self.assemble(&checkpoint, generation, since) {
+        failpoint::reach("shim.frozen");
+        let assembled = self.assemble(&checkpoint, generation, since);
+        failpoint::reach("shim.assembled");
+        match assembled {
             Ok(summary) if self.agent.is_some() => self.say(&Event::DumpReady(summary)),
             Ok(_) => {
                 self.refusal = Some("the agent was gone when the dump was ready".into());

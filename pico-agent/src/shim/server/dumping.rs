@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::{DUMP_LOG, DumpStep, Shim, Work, micros, open_dir, read_clocks, source};
 use crate::checkpoint::local::IMAGES_DIR;
 use crate::criu::rpc::{self, Common};
+use crate::failpoint;
 use crate::shim::dump::Assembly;
 use crate::shim::locked::locked_memory;
 use crate::shim::protocol::{DumpSummary, Event, Phase};
@@ -80,6 +81,7 @@ impl Shim {
         let Some(pid) = self.pid else {
             return Err("the app does not run".into());
         };
+        failpoint::reach("shim.filled");
         let images = checkpoint.join(IMAGES_DIR);
         fs::create_dir_all(&images).map_err(|error| words("the checkpoint's directory", &error))?;
         fs::create_dir_all(&self.config.pages)
@@ -102,6 +104,7 @@ impl Shim {
         let root = self.config.root.mountpoint.to_string_lossy();
         swrk.send(&rpc::dump(&common, pid, &root))
             .map_err(|error| words("CRIU", &error))?;
+        failpoint::reach("shim.dumping");
         self.criu_dirs = Some([images, work]);
         self.work = Work::Dump {
             swrk,
@@ -156,6 +159,9 @@ impl Shim {
         if *at != DumpStep::Deciding {
             return;
         }
+        if accept {
+            failpoint::reach("shim.committed");
+        }
         *at = if accept {
             DumpStep::Committed
         } else {
@@ -184,6 +190,7 @@ impl Shim {
     /// Both must have happened: CRIU is done, and the app's first process has been reaped.
     pub(super) fn finish_dump(&mut self) {
         if self.dumped && self.pid.is_none() {
+            failpoint::reach("shim.dumped");
             self.drain_logs();
             self.phase = Phase::Ended;
             self.say(&Event::Dumped);

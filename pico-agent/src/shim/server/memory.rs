@@ -9,6 +9,7 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use super::ends::Deadline;
 use super::{Shim, ShimError, Work, source, system};
+use crate::failpoint;
 use crate::pager::{Effect, Pager, PagerError, Token};
 use crate::shim::keeper::Keeper;
 use crate::shim::protocol::Event;
@@ -42,6 +43,7 @@ impl Shim {
                 let space = at.map(|at| spaces.swap_remove(at).1).unwrap_or_default();
                 if let Some(pager) = &mut self.pager {
                     let token = pager.add(id, uffd, space);
+                    failpoint::reach("shim.memory");
                     self.effects(vec![Effect::Opened(token)]);
                 }
             }

@@ -14,6 +14,7 @@ use super::ends::{Deadline, RESTORE_TIMEOUT};
 use super::{RESTORE_LOG, Shim, Work, micros, open_dir, read_clocks, source};
 use crate::checkpoint::local::IMAGES_DIR;
 use crate::criu::rpc::{self, Common};
+use crate::failpoint;
 use crate::pager::Pager;
 use crate::sandbox::{SandboxSpec, read_report};
 use crate::shim::pages::LocalPages;
@@ -127,6 +128,7 @@ impl Shim {
         let since = Instant::now();
         self.phase = Phase::Starting;
         let words = |action: &str, error: &dyn std::fmt::Display| format!("{action}: {error}");
+        failpoint::reach("shim.restoring");
         let images = self.config.work.join(IMAGES_DIR);
         let _ = fs::remove_dir_all(&images);
         let now = read_clocks().map_err(|error| words("the clocks", &error))?;
@@ -168,6 +170,7 @@ impl Shim {
         let root = self.config.root.mountpoint.to_string_lossy();
         swrk.send(&rpc::restore(&common, &root, &inherit))
             .map_err(|error| words("CRIU", &error))?;
+        failpoint::reach("shim.told");
         self.criu_dirs = Some([images, work]);
         self.work = Work::Restore {
             swrk,

@@ -86,6 +86,7 @@ fn run(line: &str) -> Result<String> {
         "ping" => Ok("pong".into()),
         "echo" => Ok(rest.into()),
         "count" => Ok((COUNTER.fetch_add(1, Ordering::SeqCst) + 1).to_string()),
+        "counted" => Ok(COUNTER.load(Ordering::SeqCst).to_string()),
         "say" => {
             println!("{rest}");
             Ok("ok".into())
