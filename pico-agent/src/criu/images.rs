@@ -68,6 +68,18 @@ impl<'a> Image<'a> {
         })
     }
 
+    /// The first message alone, of an image that goes on with something else.
+    ///
+    /// # Errors
+    /// When the magic number or the length is wrong.
+    pub fn first_entry(bytes: &'a [u8]) -> Result<&'a [u8], ImageError> {
+        let rest = bytes.get(8..).ok_or(ImageError::NotAnImage)?;
+        let (len, _) = rest.split_first_chunk::<4>().ok_or(ImageError::NotAnImage)?;
+        let end = (u32::from_le_bytes(*len) as usize).saturating_add(12);
+        let image = Image::parse(bytes.get(..end).ok_or(ImageError::NotAnImage)?)?;
+        image.entries.first().copied().ok_or(ImageError::NotAnImage)
+    }
+
     /// An image file with the same magic numbers and other entries.
     ///
     /// # Errors

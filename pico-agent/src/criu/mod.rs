@@ -8,4 +8,5 @@
 pub mod command;
 pub mod images;
 pub mod rpc;
+pub mod sockets;
 pub mod wire;

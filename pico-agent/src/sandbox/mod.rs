@@ -12,6 +12,7 @@ pub mod net;
 pub mod process;
 pub mod rootfs;
 mod seccomp;
+pub mod sockets;
 pub mod users;
 
 use std::io;
