@@ -5,6 +5,7 @@
 pub mod check;
 mod problem;
 pub mod rootfs;
+pub mod wake;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -20,6 +21,7 @@ use crate::units::{Size, Wait};
 
 pub use problem::{ConfigError, Problem};
 use problem::{section_problem, syntax_problem};
+pub use wake::{ConnectionPolicy, ProbeSection, WakeSection};
 
 /// Where the agent looks for its configuration when it is told nothing.
 pub const DEFAULT_PATH: &str = "/etc/pico/agent.toml";
@@ -204,6 +206,18 @@ pub struct AppConfig {
     /// What it does after its process was lost.
     #[serde(default)]
     pub after_crash: AfterCrash,
+    /// How long packets wait for wakes that fail; after that their senders are told that nobody is there.
+    #[serde(default = "default_hold_timeout")]
+    pub hold_timeout: Wait,
+    /// What becomes of established connections when it sleeps.
+    #[serde(default)]
+    pub connections: ConnectionPolicy,
+    /// Who wakes it.
+    #[serde(default)]
+    pub wake: WakeSection,
+    /// Who is answered while it sleeps.
+    #[serde(default, rename = "probe")]
+    pub probes: Vec<ProbeSection>,
     /// Isolation.
     #[serde(default)]
     pub sandbox: SandboxSection,
@@ -215,6 +229,10 @@ fn default_workdir() -> PathBuf {
 
 fn default_idle() -> Wait {
     Wait::secs(60)
+}
+
+fn default_hold_timeout() -> Wait {
+    Wait::secs(30)
 }
 
 fn default_cold_after() -> Wait {

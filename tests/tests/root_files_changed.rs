@@ -49,7 +49,7 @@ fn a_replaced_library_is_noticed_too_when_the_app_is_cold() -> Result<()> {
     Plan::new("upgrade-lib")?
         .test_app("a", |app| app.idle = "never".into())?
         .run(|rig| {
-            let app = rig.ready("a")?;
+            rig.ready("a")?;
             rig.agent.sleep("a", "cold")?;
             let root = rig.dir().join("testapp-root");
             let libraries = pico_tests::harness::pagecache::files(&root)?;
@@ -71,7 +71,7 @@ fn a_replaced_library_is_noticed_too_when_the_app_is_cold() -> Result<()> {
                 "{message}"
             );
             rig.agent.cli(&["app", "restart", "a"])?;
-            app.ask("ping")?;
+            rig.ready("a")?.ask("ping")?;
             Ok(())
         })
 }

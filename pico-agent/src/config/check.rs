@@ -8,6 +8,7 @@ use std::path::Path;
 use super::rootfs::{self, Layers};
 use super::{AppConfig, Config, Problem, Root};
 use crate::addresses::{AddressError, Request, Subnets};
+use crate::gate::MAX_REPLY;
 use crate::store::StoreConfig;
 use crate::units::{Size, Wait, nearest};
 
@@ -305,6 +306,26 @@ fn app_shape(app: &AppConfig, config: &Config, problems: &mut Vec<Problem>) {
                 key,
                 "zero would never let it answer".to_owned(),
                 "give some time, as \"10s\", or \"never\"",
+            );
+        }
+    }
+    for probe in &app.probes {
+        if probe.http.is_some_and(|status| !(200..=599).contains(&status)) {
+            problem(
+                "probe.http",
+                "it is no status of a final answer".to_owned(),
+                "give one from 200 to 599, or remove the key: connections are accepted, and that is all",
+            );
+        }
+        if probe.body.len() > MAX_REPLY {
+            let fix = format!("give at most {MAX_REPLY}");
+            problem("probe.body", format!("it has {} bytes", probe.body.len()), &fix);
+        }
+        if probe.http.is_none() && !probe.body.is_empty() {
+            problem(
+                "probe.body",
+                "without http nothing is said".to_owned(),
+                "add http = 200, or remove it",
             );
         }
     }

@@ -180,6 +180,19 @@ fn bad_values_are_refused_with_their_place_and_a_remedy() {
         ),
         ("env = { \"A=B\" = \"c\" }", "app 'web', key 'env': 'A=B'"),
         (
+            "[app.wake]\nallow = [\"nobody\"]",
+            "app 'web', key 'wake.allow': 'nobody' is no subnet; try: write it as 192.0.2.0/24",
+        ),
+        ("[app.wake]\nrate = \"6\"", "write it as 6/1m"),
+        (
+            "[[app.probe]]\nfrom = \"192.0.2.1\"\nhttp = 99",
+            "app 'web', key 'probe.http': it is no status",
+        ),
+        (
+            "[[app.probe]]\nfrom = \"192.0.2.1\"\nbody = \"up\"",
+            "key 'probe.body': without http nothing is said",
+        ),
+        (
             "[app.sandbox]\ncapabilities = [\"CAP_NET_BIN_SERVICE\"]",
             "did you mean 'CAP_NET_BIND_SERVICE'?",
         ),

@@ -1,16 +1,22 @@
 //! Holds packets for apps that are not hot, and lets them go in order when they are.
 //!
 //! Owns the TUN device that the service subnets are routed to, the routes and the rule that send an app's packets
-//! to the TUN or to the app, and the queues of held packets. Knows nothing of processes, checkpoints, namespaces
-//! or why an app is hot. How the order is kept, and which kernel behaviour that leans on: kernel-notes/gate.md.
+//! to the TUN or to the app, the queues of held packets, and what is answered in a sleeping app's name. Knows nothing
+//! of processes, checkpoints, namespaces or why an app is hot. How the order is kept, and which kernel behaviour that leans on:
+//! kernel-notes/gate.md.
 //!
 //! Whoever changes routes holds the lock of `Routes`, whoever reads or writes the TUN that of `Pump`; both are
 //! taken in this order. A change of routes runs on a blocking thread once it has begun: a future that is dropped
 //! half-way leaves no half-flipped route.
 
+mod connections;
 mod forwarding;
 mod hold;
+mod limit;
 mod packet;
+mod policy;
+mod probe;
+mod reply;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -23,11 +29,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinHandle};
 
-pub use self::hold::{HoldCounts, StrayCounts};
+pub use self::connections::{Connection, Connections, Conversation};
+pub use self::hold::{Caller, HoldCounts, StrayCounts};
 use self::hold::{HoldTable, Verdict};
+pub use self::limit::Rate;
+pub use self::policy::{Probe, ProbeReply, WakePolicy};
+pub use self::probe::MAX_REPLY;
 use self::routes::{Routes, Subnet};
 use self::tun::Tun;
 use self::urgent::Urgent;
@@ -46,6 +56,9 @@ const BATCH: usize = 256;
 /// Packets a release passes on before it flips the main route although more keep coming. Above what the TUN's
 /// queue holds, so only a sender that is as fast as we are gets there, and it would keep us here for ever.
 const MAX_DRAIN: usize = 65_536;
+
+/// How often probers that were told something are looked after, in case it was lost.
+const OVERDUE: Duration = Duration::from_millis(500);
 
 /// Where the gate stands and how much it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,14 +127,14 @@ impl GateConfig {
     }
 }
 
-/// A packet came for an app that holds: the first one for a published port since [`Gate::register`],
-/// [`Gate::hold`] or [`Gate::discard`].
+/// A packet calls for an app that is not hot: the first one since [`Gate::register`], [`Gate::hold`] or
+/// [`Gate::asleep`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateEvent {
     /// The app.
     pub app: Arc<str>,
-    /// The port the packet is for.
-    pub port: Port,
+    /// What the packet is for, and who sent it.
+    pub caller: Caller,
 }
 
 /// What a release did.
@@ -192,6 +205,7 @@ struct Pump {
     tun: Arc<Tun>,
     table: Arc<Mutex<HoldTable>>,
     events: mpsc::UnboundedSender<GateEvent>,
+    calls: Arc<Notify>,
     buffer: Box<[u8]>,
 }
 
@@ -209,6 +223,8 @@ struct Shared {
     routes: Arc<tokio::sync::Mutex<Routes>>,
     pump: SharedPump,
     table: Arc<Mutex<HoldTable>>,
+    /// Told of every call, of whatever app.
+    calls: Arc<Notify>,
     reader: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -238,17 +254,20 @@ impl Gate {
         let (events, receiver) = mpsc::unbounded_channel();
         let (tun, routes) = tokio::task::spawn_blocking(move || attach(&config)).await??;
         let tun = Arc::new(tun);
+        let calls = Arc::new(Notify::new());
         let pump: SharedPump = Arc::new(tokio::sync::Mutex::new(Some(Pump {
             tun: tun.clone(),
             table: table.clone(),
             events,
+            calls: calls.clone(),
             buffer: vec![0; MAX_PACKET].into_boxed_slice(),
         })));
         let shared = Shared {
             routes: Arc::new(tokio::sync::Mutex::new(routes)),
-            reader: Mutex::new(Some(tokio::spawn(read_on(tun, pump.clone())))),
+            reader: Mutex::new(Some(tokio::spawn(read_on(tun, pump.clone(), table.clone())))),
             pump,
             table,
+            calls,
         };
         Ok((
             Self {
@@ -261,8 +280,8 @@ impl Gate {
     /// Makes an app known; it holds from now on. The routes are not touched: where an agent before this one may
     /// have left the app hot, follow with [`Gate::adopt`] or [`Gate::hold`]. Registering again replaces addresses
     /// and ports and keeps everything else.
-    pub fn register(&self, app: &str, addresses: Addresses, ports: &[Port]) {
-        self.table().register(app, addresses, ports);
+    pub fn register(&self, app: &str, addresses: Addresses, ports: &[Port], policy: WakePolicy) {
+        self.table().register(app, addresses, ports, policy);
     }
 
     /// Forgets an app and what is held for it. [`Gate::hold`] it first if it is hot: its routes stay.
@@ -307,15 +326,66 @@ impl Gate {
         self.release(app, link).await.map(drop)
     }
 
+    /// The app has no process from now on, and these connections in its checkpoint: what can be answered without it
+    /// is, and the next packet that calls for it raises a [`GateEvent`]. Held packets are judged anew.
+    pub async fn asleep(&self, app: &str, connections: Connections) {
+        self.settle(app, connections, false).await;
+    }
+
+    /// The app has no process and cannot get one now: whoever calls is refused, those who wait already among them.
+    /// Until [`Gate::asleep`] or [`Gate::hold`].
+    pub async fn refuse(&self, app: &str, connections: Connections) {
+        self.settle(app, connections, true).await;
+    }
+
+    async fn settle(&self, app: &str, connections: Connections, refusing: bool) {
+        let mut guard = self.shared.pump.lock().await;
+        let verdicts = self.table().asleep(app, connections, refusing, Instant::now());
+        // A gate that is closed has no device to answer by.
+        let Some(pump) = guard.as_mut() else { return };
+        for verdict in verdicts {
+            pump.carry_out(verdict);
+        }
+    }
+
+    /// Ends a connection of an app that does not run, for both ends: its peer is told now, the app when it runs again,
+    /// by a packet that is held for it and wakes nothing.
+    pub async fn reset(&self, app: &str, connection: &Connection) {
+        let ends = (
+            (connection.local.ip(), connection.local.port()),
+            (connection.peer.ip(), connection.peer.port()),
+        );
+        let Some((to_peer, to_app)) = reply::resets(ends.0, ends.1, &connection.acknowledgement()) else {
+            return;
+        };
+        let mut guard = self.shared.pump.lock().await;
+        let Some(pump) = guard.as_mut() else { return };
+        pump.answer(&[to_peer]);
+        self.table().keep(app, &to_app, Instant::now());
+    }
+
     /// How many packets are held for an app.
     pub fn held(&self, app: &str) -> usize {
         self.table().held(app)
     }
 
-    /// The wake failed: drops what is held and lets the next packet raise an event again. Returns how many
-    /// packets were dropped.
-    pub fn discard(&self, app: &str) -> usize {
-        self.table().discard(app)
+    /// Whether a packet that calls for the app has come since [`Gate::hold`].
+    pub fn called(&self, app: &str) -> bool {
+        self.table().called(app)
+    }
+
+    /// Waits until [`Gate::called`].
+    pub async fn call(&self, app: &str) {
+        loop {
+            let next = self.shared.calls.notified();
+            tokio::pin!(next);
+            // Before looking, so that a call between the two is not missed.
+            next.as_mut().enable();
+            if self.called(app) {
+                return;
+            }
+            next.await;
+        }
     }
 
     /// Counts of an app's packets since it was registered.
@@ -446,15 +516,32 @@ impl Pump {
             let packet = &self.buffer[..length];
             let verdict = lock(&self.table).offer(packet, Instant::now());
             match verdict {
-                Verdict::Kept => {}
                 Verdict::Forward => pumped.refused += usize::from(!self.write_back(packet)),
-                Verdict::Wake(app, port) => {
-                    // Nobody listens any more when the agent is going down.
-                    let _ = self.events.send(GateEvent { app, port });
-                }
+                other => self.carry_out(other),
             }
         }
         Ok(pumped)
+    }
+
+    fn carry_out(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Kept | Verdict::Forward => {}
+            Verdict::Answer(packets) => self.answer(&packets),
+            Verdict::Wake(app, caller) => {
+                self.calls.notify_waiters();
+                // Nobody listens any more when the agent is going down.
+                let _ = self.events.send(GateEvent { app, caller });
+            }
+        }
+    }
+
+    /// Sends what is said in an app's name. What finds no way is lost, as it would be for the app.
+    fn answer(&self, packets: &[Vec<u8>]) {
+        for packet in packets {
+            if let Err(error) = self.tun.write(packet) {
+                tracing::debug!(%error, "the kernel does not take an answer");
+            }
+        }
     }
 
     fn write_back(&self, packet: &[u8]) -> bool {
@@ -467,9 +554,22 @@ impl Pump {
 }
 
 /// Reads the TUN until it is lost or the gate is closed.
-async fn read_on(tun: Arc<Tun>, pump: SharedPump) {
+async fn read_on(tun: Arc<Tun>, pump: SharedPump, table: Arc<Mutex<HoldTable>>) {
+    let mut overdue = tokio::time::interval(OVERDUE);
+    overdue.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let mut ready = match tun.readable().await {
+        let probed = lock(&table).probed();
+        let ready = tokio::select! {
+            ready = tun.readable() => ready,
+            _ = overdue.tick(), if probed => {
+                if let Some(open) = pump.lock().await.as_mut() {
+                    let packets = lock(&open.table).overdue(Instant::now());
+                    open.answer(&packets);
+                }
+                continue;
+            }
+        };
+        let mut ready = match ready {
             Ok(ready) => ready,
             Err(error) => return tracing::error!(%error, "the TUN cannot be watched"),
         };

@@ -5,29 +5,67 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What the gate looks at in a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packet {
+pub struct Packet<'a> {
     /// The sender.
     pub source: IpAddr,
     /// The service address the packet is for.
     pub destination: IpAddr,
     /// What it carries.
     pub content: Content,
+    /// From the transport header on; empty for later fragments and for what cannot be read.
+    pub transport: &'a [u8],
+}
+
+/// A TCP segment, as far as the gate cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// The sender's port.
+    pub source: u16,
+    /// The app's port.
+    pub destination: u16,
+    /// Sequence number of its first byte.
+    pub seq: u32,
+    /// What the sender has received, if ACK is set.
+    pub ack: u32,
+    /// The flag byte (RFC 9293, 3.1).
+    pub flags: u8,
+    /// Bytes of payload.
+    pub payload: u32,
+    /// The sender's timestamp (TSval), if it sends them.
+    pub timestamp: Option<u32>,
+}
+
+/// The end of a connection.
+pub const FIN: u8 = 0x01;
+/// The begin of a connection.
+pub const SYN: u8 = 0x02;
+/// The death of a connection.
+pub const RST: u8 = 0x04;
+/// The acknowledgement number counts.
+pub const ACK: u8 = 0x10;
+
+impl Segment {
+    /// Asks for a connection.
+    pub fn opens(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN
+    }
+
+    /// Whether a flag is set.
+    pub fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Sequence numbers it takes up: payload, SYN and FIN.
+    pub fn length(&self) -> u32 {
+        self.payload + u32::from(self.has(SYN)) + u32::from(self.has(FIN))
+    }
 }
 
 /// What a packet carries, as far as the gate cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// A TCP segment.
-    Tcp {
-        /// The sender's port.
-        source: u16,
-        /// The app's port.
-        destination: u16,
-        /// Opens a connection (SYN without ACK).
-        syn: bool,
-        /// Resets one: wants no answer.
-        rst: bool,
-    },
+    Tcp(Segment),
     /// A UDP datagram, or the first fragment of one.
     Udp {
         /// The sender's port.
@@ -39,6 +77,8 @@ pub enum Content {
     Fragment,
     /// An echo request, ICMP or ICMPv6.
     Echo,
+    /// An error about a packet that the app sent: unreachable, too big, time exceeded.
+    Error,
     /// Another protocol (its number), or a header that is cut off.
     Other(u8),
 }
@@ -47,7 +87,7 @@ pub enum Content {
 const MAX_EXTENSIONS: usize = 8;
 
 /// Reads a packet as the TUN gives it (no link header). `None` when it is not IP or its header is cut off.
-pub fn parse(bytes: &[u8]) -> Option<Packet> {
+pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
     match bytes.first()? >> 4 {
         4 => parse_v4(bytes),
         6 => parse_v6(bytes),
@@ -55,35 +95,51 @@ pub fn parse(bytes: &[u8]) -> Option<Packet> {
     }
 }
 
-fn parse_v4(bytes: &[u8]) -> Option<Packet> {
+fn parse_v4(bytes: &[u8]) -> Option<Packet<'_>> {
     let header: &[u8; 20] = bytes.first_chunk()?;
-    let header_len = usize::from(header[0] & 0x0f) * 4;
-    let payload = bytes.get(header_len.max(20)..)?;
-    let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+    let header_len = (usize::from(header[0] & 0x0f) * 4).max(20);
+    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    // What follows the packet inside the frame is padding.
+    let end = if total < header_len {
+        bytes.len()
+    } else {
+        total.min(bytes.len())
+    };
+    let payload = bytes.get(header_len..end)?;
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    let first = fragment & 0x1fff == 0;
     Some(Packet {
         source: Ipv4Addr::new(header[12], header[13], header[14], header[15]).into(),
         destination: Ipv4Addr::new(header[16], header[17], header[18], header[19]).into(),
-        content: if fragment_offset == 0 {
+        content: if first {
             content(header[9], payload)
         } else {
             Content::Fragment
         },
+        transport: if first { payload } else { &[] },
     })
 }
 
-fn parse_v6(bytes: &[u8]) -> Option<Packet> {
-    let (header, mut payload) = bytes.split_first_chunk::<40>()?;
+fn parse_v6(bytes: &[u8]) -> Option<Packet<'_>> {
+    let (header, rest) = bytes.split_first_chunk::<40>()?;
     let address = |at: usize| -> Option<IpAddr> {
         let octets: [u8; 16] = *header.get(at..)?.first_chunk()?;
         Some(Ipv6Addr::from(octets).into())
     };
+    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let mut payload = match length {
+        // A jumbogram, or whatever it is.
+        0 => rest,
+        length => rest.get(..length).unwrap_or(rest),
+    };
     let (source, destination) = (address(8)?, address(24)?);
     let mut next = header[6];
-    let packet = |content| {
+    let packet = |content, transport| {
         Some(Packet {
             source,
             destination,
             content,
+            transport,
         })
     };
     for _ in 0..MAX_EXTENSIONS {
@@ -94,35 +150,61 @@ fn parse_v6(bytes: &[u8]) -> Option<Packet> {
             (51, [_, units, ..]) => (usize::from(*units) + 2) * 4,
             (44, [_, _, high, low, ..]) => {
                 if u16::from_be_bytes([*high, *low]) & 0xfff8 != 0 {
-                    return packet(Content::Fragment);
+                    return packet(Content::Fragment, &[]);
                 }
                 8
             }
-            _ => return packet(content(next, payload)),
+            _ => return packet(content(next, payload), payload),
         };
         let Some(rest) = payload.get(length..) else {
-            return packet(Content::Other(next));
+            return packet(Content::Other(next), &[]);
         };
         next = payload[0];
         payload = rest;
     }
-    packet(Content::Other(next))
+    packet(Content::Other(next), &[])
 }
 
 fn content(protocol: u8, payload: &[u8]) -> Content {
     match (protocol, payload) {
-        (6, [s0, s1, d0, d1, _, _, _, _, _, _, _, _, _, flags, ..]) => Content::Tcp {
-            source: u16::from_be_bytes([*s0, *s1]),
-            destination: u16::from_be_bytes([*d0, *d1]),
-            syn: flags & 0x12 == 0x02,
-            rst: flags & 0x04 != 0,
-        },
+        (6, _) => segment(payload).map_or(Content::Other(6), Content::Tcp),
         (17, [s0, s1, d0, d1, ..]) => Content::Udp {
             source: u16::from_be_bytes([*s0, *s1]),
             destination: u16::from_be_bytes([*d0, *d1]),
         },
         (1, [8, ..]) | (58, [128, ..]) => Content::Echo,
+        // Destination unreachable, (IPv6: packet too big,) time exceeded, parameter problem.
+        (1, [3 | 11 | 12, ..]) | (58, [1..=4, ..]) => Content::Error,
         _ => Content::Other(protocol),
+    }
+}
+
+fn segment(bytes: &[u8]) -> Option<Segment> {
+    let header: &[u8; 20] = bytes.first_chunk()?;
+    let offset = usize::from(header[12] >> 4) * 4;
+    let options = bytes.get(20..offset)?;
+    let number = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    Some(Segment {
+        source: u16::from_be_bytes([header[0], header[1]]),
+        destination: u16::from_be_bytes([header[2], header[3]]),
+        seq: number(4),
+        ack: number(8),
+        flags: header[13],
+        payload: u32::try_from(bytes.len() - offset).ok()?,
+        timestamp: timestamp(options),
+    })
+}
+
+/// TSval of the timestamp option (RFC 7323).
+fn timestamp(mut options: &[u8]) -> Option<u32> {
+    loop {
+        match options {
+            [0, ..] | [] => return None,
+            [1, rest @ ..] => options = rest,
+            [8, 10, a, b, c, d, ..] => return Some(u32::from_be_bytes([*a, *b, *c, *d])),
+            [_, length, ..] => options = options.get(usize::from(*length).max(2)..)?,
+            [_] => return None,
+        }
     }
 }
 
@@ -154,7 +236,17 @@ pub(super) mod samples {
         let mut bytes = vec![0; 20];
         bytes[0..2].copy_from_slice(&40_000u16.to_be_bytes());
         bytes[2..4].copy_from_slice(&port.to_be_bytes());
+        bytes[12] = 5 << 4;
         bytes[13] = flags;
+        bytes
+    }
+
+    /// A TCP header with numbers, and payload.
+    pub fn segment(port: u16, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = tcp(port, flags);
+        bytes[4..8].copy_from_slice(&seq.to_be_bytes());
+        bytes[8..12].copy_from_slice(&ack.to_be_bytes());
+        bytes.extend(payload);
         bytes
     }
 
@@ -172,7 +264,7 @@ pub(super) mod samples {
 mod tests {
     use proptest::prelude::*;
 
-    use super::samples::{tcp, udp, v4, v6};
+    use super::samples::{segment, tcp, udp, v4, v6};
     use super::*;
 
     const APP4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 5);
@@ -184,24 +276,29 @@ mod tests {
 
     #[test]
     fn addresses_and_ports_are_read_from_both_families() {
-        let syn = Content::Tcp {
+        let syn = Content::Tcp(Segment {
             source: 40_000,
             destination: 80,
-            syn: true,
-            rst: false,
-        };
+            seq: 0,
+            ack: 0,
+            flags: SYN,
+            payload: 0,
+            timestamp: None,
+        });
+        let header = tcp(80, SYN);
         let expected = Packet {
             source: Ipv4Addr::new(192, 0, 2, 7).into(),
             destination: APP4.into(),
             content: syn,
+            transport: &header,
         };
-        assert_eq!(parse(&v4(APP4, 6, 0, &tcp(80, 0x02))), Some(expected));
+        assert_eq!(parse(&v4(APP4, 6, 0, &header)), Some(expected));
         let expected = Packet {
             source: Ipv6Addr::LOCALHOST.into(),
             destination: APP6.into(),
-            content: syn,
+            ..expected
         };
-        assert_eq!(parse(&v6(APP6, 6, &tcp(80, 0x02))), Some(expected));
+        assert_eq!(parse(&v6(APP6, 6, &header)), Some(expected));
         let dns = Content::Udp {
             source: 40_000,
             destination: 53,
@@ -212,9 +309,33 @@ mod tests {
 
     #[test]
     fn a_syn_ack_opens_nothing_and_a_reset_is_known() {
-        let flags = |flags| content_of(&v4(APP4, 6, 0, &tcp(80, flags)));
-        assert!(matches!(flags(0x12), Some(Content::Tcp { syn: false, .. })));
-        assert!(matches!(flags(0x14), Some(Content::Tcp { rst: true, .. })));
+        let segment = |flags| match content_of(&v4(APP4, 6, 0, &tcp(80, flags))) {
+            Some(Content::Tcp(segment)) => segment,
+            other => panic!("{other:?}"),
+        };
+        assert!(segment(SYN).opens() && !segment(SYN | ACK).opens());
+        assert!(segment(RST | ACK).has(RST));
+        assert_eq!(segment(SYN | FIN).length(), 2);
+    }
+
+    #[test]
+    fn numbers_payload_and_timestamp_of_a_segment_are_read() {
+        let mut bytes = segment(80, ACK, 7, 9, &[]);
+        bytes[12] = 8 << 4;
+        // Two paddings, then the option.
+        bytes.extend([1, 1, 8, 10, 0, 0, 1, 2, 0, 0, 0, 0]);
+        bytes.extend(b"hello");
+        let mut packet = v4(APP4, 6, 0, &bytes);
+        let length = u16::try_from(packet.len()).unwrap();
+        packet[2..4].copy_from_slice(&length.to_be_bytes());
+        packet.extend(b"padding");
+        let Some(Content::Tcp(segment)) = content_of(&packet) else {
+            panic!("no segment")
+        };
+        assert_eq!(
+            (segment.seq, segment.ack, segment.payload, segment.timestamp),
+            (7, 9, 5, Some(0x102))
+        );
     }
 
     #[test]
@@ -266,7 +387,7 @@ mod tests {
     #[test]
     fn what_is_cut_off_has_no_ports() {
         assert_eq!(
-            content_of(&v4(APP4, 6, 0, &tcp(80, 2)[..13])),
+            content_of(&v4(APP4, 6, 0, &tcp(80, 2)[..19])),
             Some(Content::Other(6))
         );
         assert_eq!(parse(&v4(APP4, 6, 0, &[])[..19]), None);

@@ -130,7 +130,7 @@ async fn a_connection_waits(from_elsewhere: bool, ipv6: bool) -> Result<()> {
     let config = config(&world);
     let (gate, mut events) = Gate::open(config.clone()).await?;
     let app = world.app(5);
-    gate.register("web", app.addrs, &[HTTP]);
+    gate.register("web", app.addrs, &[HTTP], WakePolicy::default());
     let target = SocketAddr::new(app.addrs.both()[usize::from(ipv6)], 80);
     let client = move || -> Result<(SocketAddr, String, u64)> {
         let mut stream = TcpStream::connect_timeout(&target, LIMIT)?;
@@ -146,13 +146,8 @@ async fn a_connection_waits(from_elsewhere: bool, ipv6: bool) -> Result<()> {
         std::thread::spawn(client)
     };
 
-    assert_eq!(
-        next(&mut events).await?,
-        GateEvent {
-            app: "web".into(),
-            port: HTTP
-        }
-    );
+    let event = next(&mut events).await?;
+    assert_eq!((event.app.as_ref(), event.caller.port), ("web", HTTP));
     assert!(gate.held("web") >= 1);
     net::create(&app).await?;
     let server = inside(&app.netns, move || {
@@ -277,7 +272,7 @@ async fn numbers_across_releases(from_elsewhere: bool, ipv6: bool, rounds: usize
     let world = World::new()?;
     let (gate, mut events) = Gate::open(config(&world)).await?;
     let app = world.app(5);
-    gate.register("dns", app.addrs, &[DNS]);
+    gate.register("dns", app.addrs, &[DNS], WakePolicy::default());
     net::create(&app).await?;
     let target = SocketAddr::new(app.addrs.both()[usize::from(ipv6)], 53);
     let socket = joined(inside(&app.netns, move || udp_socket(target.ip(), 53))).await?;
@@ -291,7 +286,7 @@ async fn numbers_across_releases(from_elsewhere: bool, ipv6: bool, rounds: usize
     };
 
     for round in 0..rounds {
-        assert_eq!(next(&mut events).await?.port, DNS);
+        assert_eq!(next(&mut events).await?.caller.port, DNS);
         until("packets to be held", || gate.held("dns") >= 500).await?;
         let released = gate.release("dns", &app.link).await?;
         assert!(released.held >= 500 && released.refused == 0, "{released:?}");
@@ -369,26 +364,87 @@ fn what_is_not_published_is_counted_and_wakes_nothing() -> Result<()> {
         let world = World::new()?;
         let (gate, mut events) = Gate::open(config(&world)).await?;
         let app = world.app(5);
-        gate.register("dns", app.addrs, &[DNS]);
+        gate.register("dns", app.addrs, &[DNS], WakePolicy::default());
+        gate.asleep("dns", Connections::default()).await;
         poke(&app, &[54, 80, 5353])?;
         poke(&world.app(6), &[53])?;
         poke(&app, &[53, 53])?;
-        assert_eq!(
-            next(&mut events).await?,
-            GateEvent {
-                app: "dns".into(),
-                port: DNS
-            }
-        );
+        let event = next(&mut events).await?;
+        assert_eq!((event.app.as_ref(), event.caller.port), ("dns", DNS));
         until("both packets", || gate.held("dns") == 2).await?;
-        assert_eq!(gate.counts("dns").map(|counts| counts.not_published), Some(3));
+        let filtered: Vec<u64> = gate
+            .counts("dns")
+            .into_iter()
+            .flat_map(|counts| counts.filtered.into_values())
+            .collect();
+        assert_eq!(filtered, [3]);
         assert_eq!((gate.strays().unknown, gate.strays().malformed), (1, 0));
         assert!(events.try_recv().is_err());
-        assert_eq!(gate.discard("dns"), 2);
+        gate.refuse("dns", Connections::default()).await;
+        assert_eq!(gate.held("dns"), 0);
+        gate.asleep("dns", Connections::default()).await;
         poke(&app, &[53])?;
-        assert_eq!(next(&mut events).await?.port, DNS);
+        assert_eq!(next(&mut events).await?.caller.port, DNS);
         Ok(())
     })
+}
+
+/// Runs something that waits for an answer while the gate under test reads on.
+async fn asked<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    Ok(tokio::task::spawn_blocking(question).await?)
+}
+
+#[test]
+fn pings_and_connections_to_unpublished_ports_are_answered_at_once() -> Result<()> {
+    in_netns(|| async {
+        let world = World::new()?;
+        let (gate, mut events) = Gate::open(config(&world)).await?;
+        let app = world.app(5);
+        gate.register("web", app.addrs, &[HTTP], WakePolicy::default());
+        gate.asleep("web", Connections::default()).await;
+        for address in app.addrs.both() {
+            for port in [22, 81] {
+                let at = SocketAddr::new(address, port);
+                let error = asked(move || TcpStream::connect_timeout(&at, LIMIT)).await?.err();
+                let kind = error.map(|error| error.kind());
+                assert_eq!(kind, Some(io::ErrorKind::ConnectionRefused), "{at}");
+            }
+            let refused = asked(move || -> Result<io::ErrorKind> {
+                let socket = UdpSocket::bind((if address.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?;
+                socket.connect((address, 81))?;
+                socket.set_read_timeout(Some(LIMIT))?;
+                socket.send(b"?")?;
+                Ok(socket.recv(&mut [0; 8]).err().context("an answer")?.kind())
+            });
+            assert_eq!(refused.await??, io::ErrorKind::ConnectionRefused);
+            assert!(asked(move || ping(address)).await??, "{address}");
+        }
+        assert!(events.try_recv().is_err());
+        assert_eq!(gate.held("web"), 0);
+        Ok(())
+    })
+}
+
+/// One echo request by a datagram socket (icmp(7)); whether it is answered.
+fn ping(address: IpAddr) -> Result<bool> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0")?;
+    let (family, protocol, request) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128),
+    };
+    let socket = UdpSocket::from(socket(
+        family,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        protocol,
+    )?);
+    socket.set_read_timeout(Some(LIMIT))?;
+    socket.connect((address, 0))?;
+    socket.send(&[request, 0, 0, 0, 0, 0, 0, 1, b'h', b'i'])?;
+    let mut answer = [0; 64];
+    let length = socket.recv(&mut answer)?;
+    Ok(answer[..length].ends_with(b"hi") && answer[0] != request)
 }
 
 #[test]
@@ -401,7 +457,7 @@ fn held_packets_are_bounded_and_the_rest_is_counted() -> Result<()> {
         };
         let (gate, mut events) = Gate::open(config).await?;
         let app = world.app(5);
-        gate.register("dns", app.addrs, &[DNS]);
+        gate.register("dns", app.addrs, &[DNS], WakePolicy::default());
         poke(&app, &[53; 50])?;
         next(&mut events).await?;
         until("50 packets", || {
@@ -445,7 +501,7 @@ fn device_and_routes_outlive_the_agent_and_are_taken_up_again() -> Result<()> {
         net::create(&hot).await?;
 
         let (gate, _events) = Gate::open(config.clone()).await?;
-        gate.register("hot", hot.addrs, &[DNS]);
+        gate.register("hot", hot.addrs, &[DNS], WakePolicy::default());
         gate.release("hot", &hot.link).await?;
         let refused = Gate::open(config.clone())
             .await
@@ -471,18 +527,13 @@ fn device_and_routes_outlive_the_agent_and_are_taken_up_again() -> Result<()> {
 
         let (gate, mut events) = reopen(&config).await?;
         assert_eq!(traces()?, before);
-        gate.register("hot", hot.addrs, &[DNS]);
-        gate.register("asleep", asleep.addrs, &[DNS]);
+        gate.register("hot", hot.addrs, &[DNS], WakePolicy::default());
+        gate.register("asleep", asleep.addrs, &[DNS], WakePolicy::default());
         gate.adopt("hot", &hot.link).await?;
         answers(&hot).await?;
         poke(&asleep, &[53])?;
-        assert_eq!(
-            next(&mut events).await?,
-            GateEvent {
-                app: "asleep".into(),
-                port: DNS
-            }
-        );
+        let event = next(&mut events).await?;
+        assert_eq!((event.app.as_ref(), event.caller.port), ("asleep", DNS));
         assert_eq!((gate.held("hot"), gate.held("asleep")), (0, 1));
         Ok(())
     })
@@ -495,7 +546,7 @@ fn a_device_deleted_by_others_ends_the_events() -> Result<()> {
         let (gate, mut events) = Gate::open(config(&world)).await?;
         ip("link del pico0")?;
         assert_eq!(tokio::time::timeout(LIMIT, events.recv()).await?, None);
-        gate.register("web", world.app(5).addrs, &[HTTP]);
+        gate.register("web", world.app(5).addrs, &[HTTP], WakePolicy::default());
         assert!(matches!(gate.hold("web").await, Err(GateError::Closed)));
         Ok(())
     })
@@ -515,7 +566,7 @@ fn removing_leaves_no_trace() -> Result<()> {
         let app = world.app(5);
         net::create(&app).await?;
         let (gate, _events) = Gate::open(config.clone()).await?;
-        gate.register("web", app.addrs, &[HTTP]);
+        gate.register("web", app.addrs, &[HTTP], WakePolicy::default());
         gate.release("web", &app.link).await?;
         gate.hold("web").await?;
         gate.release("web", &app.link).await?;
@@ -562,6 +613,7 @@ fn forwarding_stays_on_until_the_last_gate_of_the_host_is_removed() -> Result<()
                 ..world.app(5).addrs
             },
             &[DNS],
+            WakePolicy::default(),
         );
         UdpSocket::bind("0.0.0.0:0")?.send_to(b"?", "10.78.0.5:53")?;
         next(&mut events).await?;

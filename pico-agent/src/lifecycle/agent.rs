@@ -267,7 +267,7 @@ async fn dispatch(
     while let Some(event) = events.recv().await {
         if let Some(app) = agent.apps.get(event.app.as_ref()) {
             // Fails only when the actor has ended, and then the host goes down.
-            let _ = app.commands.send(Command::Packet(event.port));
+            let _ = app.commands.send(Command::Packet(event.caller));
         }
     }
     if !stop.is_cancelled() {

@@ -13,6 +13,7 @@ mod parts;
 mod standby;
 mod upload;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
@@ -22,30 +23,30 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::bookkeeping::first_detail;
 use self::standby::Standby;
 use self::upload::{Upload, join, uploaded};
+use super::doorway::Told;
 use super::host::Host;
 use super::paths::AppPaths;
-use super::policy::{Failures, Monotonic};
+use super::policy::{AfterWake, Failures, Monotonic};
 use super::record::Record;
 use super::state::{State, Tier};
 use super::transfer::{Meter, Sources};
 use crate::config::AppConfig;
 use crate::control::protocol::{AppDetail, ErrorCode, Failure};
+use crate::gate::Caller;
 use crate::pager::PagerStats;
-use crate::port::Port;
 use crate::sandbox::Cgroup;
+use crate::sandbox::sockets::Pending;
 use crate::shim::client::ShimClient;
 use crate::shim::protocol::{self as shim, Exit, Request};
 
 /// How long an app may take to end after SIGTERM.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
-/// A failed wake is not tried again by packets before this.
-const WAKE_BACKOFF: Duration = Duration::from_secs(1);
 
 /// What an actor is asked to do.
 #[derive(Debug)]
 pub enum Command {
-    /// A packet for a published port waits at the gate.
-    Packet(Port),
+    /// A packet that calls for the app waits at the gate.
+    Packet(Caller),
     /// Swap in.
     Wake(Reply),
     /// Swap out.
@@ -129,8 +130,16 @@ pub(super) struct App {
     pub(super) cold_now: bool,
     restart_at: Option<Monotonic>,
     restarts: u32,
-    /// Packets are let in again then.
-    rearm_at: Option<Monotonic>,
+    /// Wakes that failed since one succeeded.
+    wake_failures: u32,
+    /// Since when somebody waits for the wakes that failed.
+    waiting_since: Option<Monotonic>,
+    /// What the last of them led to; until its time nothing is tried.
+    after_wake: Option<AfterWake>,
+    /// What the gate was last told of the app at rest.
+    pub(super) told: Option<Told>,
+    /// What spoke against the last swap-out that got so far.
+    pub(super) pending_before: HashSet<Pending>,
     /// Since when it runs in this life.
     pub(super) started: Monotonic,
     next: String,
@@ -172,7 +181,11 @@ impl App {
             cold_now: false,
             restart_at: None,
             restarts: 0,
-            rearm_at: None,
+            wake_failures: 0,
+            waiting_since: None,
+            after_wake: None,
+            told: None,
+            pending_before: HashSet::new(),
             started: now(),
             next: String::new(),
         };
@@ -189,6 +202,7 @@ impl App {
         self.recover().await;
         loop {
             let deadline = self.decide().await;
+            self.mind_gate().await;
             self.publish();
             tokio::select! {
                 command = self.commands.recv() => match command {
@@ -213,12 +227,12 @@ impl App {
 
     async fn command(&mut self, command: Command) {
         match command {
-            Command::Packet(port) => {
-                if self.state().asleep() && self.rearm_at.is_none() {
+            Command::Packet(caller) => {
+                // It may have been served meanwhile: by a swap-out that it called off, or by another wake. After a wake
+                // that failed it waits for the next try.
+                if self.called() && self.after_wake.is_none() {
                     // What went wrong stands in the record.
-                    let _ = self.wake(&port.to_string()).await;
-                } else if !matches!(self.state(), State::Hot) {
-                    self.host.gate.discard(&self.config.name);
+                    let _ = self.wake(&caller.port.to_string()).await;
                 }
             }
             Command::Wake(reply) => {
@@ -363,7 +377,7 @@ async fn shim_event(live: &mut Option<Live>) -> Option<shim::Event> {
     }
 }
 
-async fn wait_until(deadline: Option<Monotonic>) {
+pub(super) async fn wait_until(deadline: Option<Monotonic>) {
     match deadline {
         Some(at) => tokio::time::sleep(at.saturating_sub(now())).await,
         None => std::future::pending().await,

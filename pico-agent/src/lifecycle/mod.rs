@@ -1,6 +1,7 @@
 //! The life of every app: one actor and one state machine each, the only place where states change.
 //!
 //! * [`agent`]: the agent as a whole
+//! * `doorway`: what the gate is told of an app at rest
 //! * `app`: the actor; `start`, `swap_in`, `swap_out`: what it does
 //! * [`state`], [`policy`], [`record`]: pure: the states, the decisions, what is remembered
 //! * [`transfer`]: checkpoints to and from the object store; `publish`: which of them is the current one
@@ -10,6 +11,7 @@
 
 pub mod agent;
 mod app;
+mod doorway;
 pub mod host;
 pub mod paths;
 pub mod policy;

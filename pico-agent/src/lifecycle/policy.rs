@@ -18,6 +18,8 @@ pub const RESTART_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Durat
 pub const RESTART_RESET: Duration = Duration::from_secs(60);
 /// First and longest wait before a failed swap-out is tried again by idleness.
 pub const SLEEP_BACKOFF: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+/// First and longest wait before a failed wake is tried again.
+pub const WAKE_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// First and longest wait before a failed upload is tried again.
 pub const UPLOAD_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
@@ -79,6 +81,8 @@ pub struct Idleness {
     pub idle: Wait,
     /// Packets that the gate holds for it.
     pub held_packets: usize,
+    /// Connections that keep it awake by its owner's choice.
+    pub open_connections: usize,
     /// A page that it waits for is being fetched, so that it cannot be stopped.
     pub fetch_outstanding: bool,
     /// Swap-outs that failed one after another, and when the last one did.
@@ -157,6 +161,13 @@ pub fn sleep_decision(input: &Idleness) -> Decision {
         let why = format!("no packets for {}, but it uses {percent} of a core", ago(quiet));
         return Decision::wait(input.now.saturating_add(window), why);
     }
+    if input.open_connections > 0 {
+        let why = format!(
+            "{} open (connections = \"stay-awake\")",
+            plural(input.open_connections, "connection is", "connections are")
+        );
+        return Decision::wait(input.now.saturating_add(idle.max(CPU_WINDOW)), why);
+    }
     if input.fetch_outstanding {
         return Decision::never("a page that it waits for is being fetched");
     }
@@ -166,6 +177,10 @@ pub fn sleep_decision(input: &Idleness) -> Decision {
         cpu_percent(input.cpu)
     );
     Decision::Now { why }
+}
+
+fn plural(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 fn packets(count: usize) -> String {
@@ -290,6 +305,31 @@ pub fn restart_decision(policy: Restart, exit: ExitStatus, uptime: Duration, att
 }
 
 /// `first` doubled `times` times, at most `longest`.
+/// What comes after a wake that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AfterWake {
+    /// Nothing is tried before.
+    pub retry_at: Monotonic,
+    /// The next try comes too late for those who wait: they are told that nobody is there.
+    pub refuse: bool,
+}
+
+/// Whether those who wait for an app since `waiting_since` may go on waiting, after `failures` wakes in a row have
+/// failed.
+pub fn after_failed_wake(
+    now: Monotonic,
+    waiting_since: Monotonic,
+    failures: u32,
+    hold_timeout: Wait,
+) -> AfterWake {
+    let retry_at = now.saturating_add(exponential(WAKE_BACKOFF, failures.saturating_sub(1)));
+    let refuse = match hold_timeout {
+        Wait::Never => false,
+        Wait::After(patience) => retry_at >= waiting_since.saturating_add(patience),
+    };
+    AfterWake { retry_at, refuse }
+}
+
 fn exponential((first, longest): (Duration, Duration), times: u32) -> Duration {
     let factor = 1u32.checked_shl(times).unwrap_or(u32::MAX);
     first

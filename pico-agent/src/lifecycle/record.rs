@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::addresses::Addresses;
+use crate::gate::Connections;
 use crate::lifecycle::state::{Situation, Tier};
 use crate::units::Timestamp;
 
@@ -18,7 +19,7 @@ pub const VERSION: u32 = 1;
 /// Name of the file in the app's directory.
 pub const FILE_NAME: &str = "app.json";
 /// No record is longer; a file that is, is none.
-const MAX_BYTES: u64 = 256 * 1024;
+const MAX_BYTES: u64 = 1024 * 1024;
 
 /// How an app's first process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,6 +166,9 @@ pub struct Record {
     /// Its checkpoint.
     #[serde(default)]
     pub checkpoint: CheckpointRecord,
+    /// The connections in that checkpoint: what is answered in its name while it sleeps.
+    #[serde(default)]
+    pub connections: Connections,
     /// How its process last ended by itself.
     pub last_exit: Option<Exit>,
     /// What last went wrong.
@@ -225,6 +229,7 @@ impl Record {
             situation: Situation::new(now),
             run: 0,
             checkpoint: CheckpointRecord::default(),
+            connections: Connections::default(),
             last_exit: None,
             last_failure: None,
             last_wake: None,

@@ -149,7 +149,6 @@ impl App {
         if self.state() == State::Stopping {
             self.apply(Event::Ended, why);
         }
-        self.host.gate.discard(&self.config.name);
         self.release_sandbox().await;
         self.forget_checkpoint();
         self.save();
@@ -166,14 +165,22 @@ impl App {
         {
             tracing::error!(app = self.config.name, %error, "its activity cannot be seen");
         }
-        self.host
-            .gate
-            .register(&self.config.name, addresses, &self.config.ports);
+        self.host.gate.register(
+            &self.config.name,
+            addresses,
+            &self.config.ports,
+            self.wake_policy(),
+        );
         let adopted = self.adopt().await;
         if !adopted && self.state() == State::Hot && self.ended_while_away().await {
             return;
         }
+        let known = self.record.checkpoint.generation;
         self.newest_local_checkpoint();
+        let generation = self.record.checkpoint.generation;
+        if generation != known {
+            self.record.connections = self.checkpoint_connections(generation);
+        }
         let found = Found {
             recorded: (self.record.counters.starts > 0 || self.record.last_failure.is_some())
                 .then_some(self.state()),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tokio::sync::mpsc;
 
-use super::app::{App, now};
+use super::app::{App, now, wait_until};
 use super::record::{Phase, Wake};
 use super::state::{Event, Tier};
 use super::transfer::{Remote, TransferError};
@@ -95,7 +95,7 @@ impl App {
         self.meter.reset();
         self.sources.close();
         let mut watch = Stopwatch::new();
-        match self.swap_in(from, &mut watch).await {
+        match self.swap_in_while_they_wait(from, &mut watch).await {
             Ok(()) => {
                 let counters = &mut self.record.counters;
                 match from {
@@ -123,7 +123,6 @@ impl App {
                 self.fail("wake", &failed.reason);
                 self.leave_run().await;
                 self.end_stray_runs().await;
-                self.host.gate.discard(&self.config.name);
                 if failed.permanent {
                     self.apply(Event::WakeRefused, &failed.reason);
                 } else {
@@ -135,6 +134,23 @@ impl App {
                 Err(Failure::new(ErrorCode::RestoreFailed, message))
             }
         }
+    }
+
+    /// A swap-in; whoever waits too long for it is told that nobody is there, while it goes on.
+    async fn swap_in_while_they_wait(&mut self, from: Tier, watch: &mut Stopwatch) -> Result<(), NotRunning> {
+        self.told = None;
+        let deadline = self.begin_waiting();
+        let (gate, name) = (self.host.gate.clone(), self.config.name.clone());
+        let connections = self.sleeping_connections();
+        let swap_in = self.swap_in(from, watch);
+        tokio::pin!(swap_in);
+        tokio::select! {
+            biased;
+            outcome = &mut swap_in => return outcome,
+            () = wait_until(deadline) => {}
+        }
+        gate.refuse(&name, connections).await;
+        swap_in.await
     }
 
     async fn swap_in(&mut self, from: Tier, watch: &mut Stopwatch) -> Result<(), NotRunning> {

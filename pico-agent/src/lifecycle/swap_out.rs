@@ -9,9 +9,13 @@ use super::state::Event;
 use crate::checkpoint::index::{ObjectId, PageIndex};
 use crate::checkpoint::local::INDEX_FILE;
 use crate::control::protocol::{ErrorCode, Failure};
+use crate::criu::sockets::is_unaccepted;
 use crate::failpoint;
 use crate::shim::protocol::{self as shim, DumpSummary, Exit, Request};
 use crate::units::Timestamp;
+
+/// Why a swap-out was called off by a packet.
+const CALLED: &str = "called off: packets came for it meanwhile";
 
 /// How a swap-out ended.
 enum Outcome {
@@ -32,6 +36,7 @@ impl App {
     pub(super) async fn sleep(&mut self, why: &str) -> Result<(), Failure> {
         self.settle_upload(false).await;
         self.apply(Event::SwapOut, why);
+        self.told = None;
         if let Err(error) = self.host.gate.hold(&self.config.name).await {
             return self
                 .slept_not(format!("its packets cannot be held: {error}"))
@@ -96,12 +101,27 @@ impl App {
         }
         let mut made = None;
         let mut called_off = None;
+        let gate = self.host.gate.clone();
+        let name = self.config.name.clone();
         loop {
-            match events.recv().await {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                // There is no use in dumping on; the packet waits. When the host goes down the app sleeps all the same.
+                () = gate.call(&name), if made.is_none() && called_off.is_none() && !self.going_down => {
+                    called_off = Some(CALLED.to_owned());
+                    if client.send(&Request::CallOff).await.is_err() {
+                        return Outcome::Lost;
+                    }
+                    continue;
+                }
+            };
+            match event {
                 Some(shim::Event::Need { object, block }) => self.serve_block_to(client, object, block),
                 Some(shim::Event::DumpReady(summary)) => {
                     failpoint::reach("agent.dumped");
-                    called_off = self.point_of_no_return(generation).err();
+                    if called_off.is_none() {
+                        called_off = self.point_of_no_return(generation).err();
+                    }
                     made = Some(summary);
                     failpoint::reach("agent.named");
                     let commit = Request::Commit {
@@ -125,6 +145,9 @@ impl App {
                 }) => {
                     return match called_off {
                         Some(why) => Outcome::CalledOff(why),
+                        None if is_unaccepted(&reason) => {
+                            Outcome::CalledOff("called off: a connection is not yet accepted".into())
+                        }
                         None => Outcome::Refused(reason),
                     };
                 }
@@ -140,11 +163,13 @@ impl App {
 
     /// Decides whether the app ends now. The checkpoint is complete and synced; it gets its name here, so that
     /// from here on there is always one whole state to wake from.
-    fn point_of_no_return(&self, generation: u64) -> Result<(), String> {
-        let held = self.host.gate.held(&self.config.name);
+    fn point_of_no_return(&mut self, generation: u64) -> Result<(), String> {
         // When the host goes down it sleeps all the same; the client sends again, and the next agent hears it.
-        if held > 0 && !self.going_down {
-            return Err(format!("called off: {held} packets came for it meanwhile"));
+        if !self.going_down {
+            self.pending()?;
+            if self.host.gate.called(&self.config.name) {
+                return Err(CALLED.to_owned());
+            }
         }
         let (from, to) = (
             self.paths.unfinished(generation),
@@ -167,10 +192,12 @@ impl App {
             * crate::checkpoint::index::PAGE_SIZE
             + summary.image_bytes;
         self.standby_failed = false;
+        self.record.connections = self.checkpoint_connections(generation);
         self.record.counters.sleeps += 1;
         self.sleep_succeeded();
         self.apply(Event::Slept, why);
         self.save();
+        self.mind_gate().await;
         self.sources.close();
         if let Err(error) = self.remove_old(generation) {
             tracing::warn!(app = self.config.name, error, "cannot remove old checkpoints");

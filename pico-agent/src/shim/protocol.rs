@@ -82,6 +82,9 @@ pub enum Request {
         /// Whether the app ends now; otherwise it goes on.
         accept: bool,
     },
+    /// Give a dump up, at the next point where the app can go on from it; [`Event::Failed`] or [`Event::DumpReady`]
+    /// follows as if it had not been asked.
+    CallOff,
     /// A block that was needed has been stored.
     Block {
         /// Which page object.

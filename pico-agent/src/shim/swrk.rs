@@ -9,6 +9,7 @@ use std::process::Child;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use super::socket::{packet_pair, receive_packet, send_packet};
 use crate::criu::command::Criu;
@@ -54,11 +55,14 @@ impl Swrk {
         let mut command = criu.swrk(theirs.as_raw_fd());
         let enter = move || {
             // A CRIU that goes on without the shim would work on tasks that the keeper ends.
-            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
             if let Some(cgroup) = &cgroup {
                 cgroup.join_self().map_err(io::Error::other)?;
             }
             setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            // See `hinder`. An app that is restored gets its own dispositions from its checkpoint.
+            // SAFETY: no handler is installed, so nothing runs in signal context.
+            unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }?;
             for fd in &inherit {
                 // SAFETY: the descriptor is open in the parent, whose copy this process is until it execs.
                 let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
@@ -80,6 +84,31 @@ impl Swrk {
     /// Its process id.
     pub fn pid(&self) -> i32 {
         self.child.id().cast_signed()
+    }
+
+    /// Makes its next write to a file fail, so that a dump ends with an error: CRIU then undoes what it did and lets the
+    /// app run on, connections included, which killing it would cut.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn hinder(&self) -> io::Result<()> {
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: `none` is an initialised rlimit that outlives the call; the old one is not asked for.
+        let set = unsafe {
+            libc::prlimit(
+                self.pid(),
+                libc::RLIMIT_FSIZE,
+                &raw const none,
+                std::ptr::null_mut(),
+            )
+        };
+        if set == 0 {
+            return Ok(());
+        }
+        Err(io::Error::last_os_error())
     }
 
     /// Sends a request or an answer to a notification.

@@ -93,6 +93,12 @@ impl Show {
         Ok(u32::try_from(pid)?)
     }
 
+    /// How often it was woken.
+    pub fn wakes(&self) -> u64 {
+        let count = |name: &str| self.number(&format!("/counters/{name}")).unwrap_or(0);
+        count("wakes_warm") + count("wakes_cold")
+    }
+
     /// Size of its checkpoint as it is stored.
     ///
     /// # Errors
@@ -263,7 +269,7 @@ impl Agent {
             let message = String::from_utf8_lossy(&output.stderr);
             match output.status.success() {
                 true => Ok(Some(())),
-                false if message.contains("packets came for it") => Ok(None),
+                false if message.contains("called off") => Ok(None),
                 false => bail!("{}", message.trim()),
             }
         })

@@ -108,9 +108,45 @@ pub struct AppConfig {
     /// `checkpoint` or `fresh`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after_crash: Option<String>,
+    /// How long packets wait for wakes that fail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_timeout: Option<String>,
+    /// `keep`, `close` or `stay-awake`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<String>,
+    /// Who wakes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wake: Option<WakeConfig>,
+    /// Who is answered while it sleeps.
+    #[serde(rename = "probe", skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<ProbeConfig>,
     /// What the app may do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<SandboxConfig>,
+}
+
+/// `[app.wake]`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct WakeConfig {
+    /// Subnets that wake it; empty: all.
+    pub allow: Vec<String>,
+    /// Subnets that do not.
+    pub deny: Vec<String>,
+    /// How often each source may, as `6/1m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
+}
+
+/// `[[app.probe]]`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ProbeConfig {
+    /// Who is answered.
+    pub from: String,
+    /// The status of the HTTP answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<u16>,
+    /// Its content.
+    pub body: String,
 }
 
 /// `[app.sandbox]`.

@@ -23,6 +23,9 @@ pub mod store;
 pub mod table;
 pub mod wait;
 
+/// The states an app sleeps in, warmest first: scenarios that end in a wake go through all of them.
+pub const TIERS: [&str; 2] = ["warm", "cold"];
+
 pub use agent::{Agent, Show};
 pub use config::{AgentConfig, AppConfig};
 pub use rig::Rig;

@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use super::{App, View, WAKE_BACKOFF, now};
+use super::{App, View, now};
 use crate::config::AppConfig;
 use crate::control::protocol::{AppDetail, AppSummary, CheckpointView, ErrorCode, Failure, Policy};
-use crate::lifecycle::policy::Failures;
+use crate::lifecycle::policy::{self, AfterWake, Failures, Monotonic};
 use crate::lifecycle::record::{Failure as RecordedFailure, Record};
 use crate::lifecycle::state::{Event, State, Tier};
-use crate::units::Timestamp;
+use crate::units::{Timestamp, Wait};
 
 impl App {
     pub(in crate::lifecycle) fn state(&self) -> State {
@@ -68,13 +68,45 @@ impl App {
         self.sleep_failures = Failures::default();
     }
 
-    /// Packets that come in the next moment wake nothing.
+    /// A wake failed that may succeed later.
     pub(in crate::lifecycle) fn back_off_wake(&mut self) {
-        self.rearm_at = Some(now() + WAKE_BACKOFF);
+        self.wake_failures = self.wake_failures.saturating_add(1);
+        let since = self.waiting_since.unwrap_or_else(now);
+        let after = policy::after_failed_wake(now(), since, self.wake_failures, self.config.hold_timeout);
+        if after.refuse {
+            self.waiting_since = None;
+        }
+        self.after_wake = Some(after);
+    }
+
+    /// What a wake that failed a moment ago led to.
+    pub(in crate::lifecycle) fn after_wake(&self) -> Option<AfterWake> {
+        self.after_wake
+    }
+
+    /// Whether it sleeps and a packet calls for it.
+    pub(in crate::lifecycle) fn called(&self) -> bool {
+        self.state().asleep() && self.host.gate.called(&self.config.name)
+    }
+
+    /// When those who wait for it are told that nobody is there, where a wake begins now.
+    pub(in crate::lifecycle) fn begin_waiting(&mut self) -> Option<Monotonic> {
+        let since = *self.waiting_since.get_or_insert_with(now);
+        match self.config.hold_timeout {
+            Wait::Never => None,
+            Wait::After(patience) => Some(since.saturating_add(patience)),
+        }
+    }
+
+    /// Whether it will be started again by itself.
+    pub(in crate::lifecycle) fn restarts(&self) -> bool {
+        self.restart_at.is_some()
     }
 
     pub(in crate::lifecycle) fn ran_again(&mut self) {
-        self.rearm_at = None;
+        self.wake_failures = 0;
+        self.waiting_since = None;
+        self.after_wake = None;
         self.restart_at = None;
         self.cold_now = false;
     }

@@ -16,9 +16,13 @@ impl App {
     pub(super) async fn decide(&mut self) -> Option<Monotonic> {
         loop {
             let now = now();
-            if self.rearm_at.is_some_and(|at| at <= now) {
-                self.rearm_at = None;
-                self.host.gate.discard(&self.config.name);
+            if self.after_wake.is_some_and(|after| after.retry_at <= now) {
+                self.after_wake = None;
+                if self.called() {
+                    // What went wrong stands in the record.
+                    let _ = self.wake("packets that wait").await;
+                    continue;
+                }
             }
             let decision = match self.state() {
                 State::Hot => self.sleep_decision(now),
@@ -45,7 +49,10 @@ impl App {
                 Decision::Wait { until, why } => {
                     self.next = why;
                     self.stand_by().await;
-                    return [until, self.rearm_at].into_iter().flatten().min();
+                    return [until, self.after_wake.map(|after| after.retry_at)]
+                        .into_iter()
+                        .flatten()
+                        .min();
                 }
                 Decision::Now { why } => match self.state() {
                     State::Hot => drop(self.sleep(&why).await),
@@ -88,6 +95,7 @@ impl App {
             (Duration::from_nanos(port.last_ns), at)
         });
         let held_packets = self.host.gate.held(&self.config.name);
+        let open_connections = self.open_connections();
         let Some(live) = &mut self.live else {
             return Decision::Wait {
                 until: None,
@@ -106,6 +114,7 @@ impl App {
             cpu,
             idle: self.config.idle,
             held_packets,
+            open_connections,
             fetch_outstanding: self.fetching.load(Ordering::Relaxed) > 0,
             failed: self.sleep_failures,
         });

@@ -17,6 +17,7 @@ fn idle_app() -> Idleness {
         },
         idle: Wait::secs(10),
         held_packets: 0,
+        open_connections: 0,
         fetch_outstanding: false,
         failed: Failures::default(),
     }
@@ -29,6 +30,24 @@ fn waits_for(input: &Idleness, until: Option<Monotonic>, word: &str) {
         matches!(decision, Decision::Wait { until: at, .. } if at == until),
         "{decision:?}"
     );
+}
+
+#[test]
+fn those_who_wait_for_failing_wakes_wait_no_longer_than_they_may() {
+    let second = Duration::from_secs(1);
+    let (since, patience) = (100 * second, Wait::secs(30));
+    let after = |now: u32, failures| after_failed_wake(now * second, since, failures, patience);
+    // Tries at 100, 101, 103, 107, 115; the next one would be at 131.
+    for (now, failures, next) in [(100, 1, 101), (101, 2, 103), (103, 3, 107), (107, 4, 115)] {
+        let expected = AfterWake {
+            retry_at: next * second,
+            refuse: false,
+        };
+        assert_eq!(after(now, failures), expected);
+    }
+    assert!(after(115, 5).refuse);
+    assert!(!after_failed_wake(since, since, 40, Wait::Never).refuse);
+    assert_eq!(after(100, 40).retry_at, 160 * second);
 }
 
 #[test]

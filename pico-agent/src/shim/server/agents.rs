@@ -155,6 +155,7 @@ impl Shim {
                 self.prepare_dump(checkpoint, generation);
             }
             Request::Commit { accept } => self.decide(accept),
+            Request::CallOff => self.call_off(),
             Request::Block { object, block } => {
                 let arrived = self.pager.as_mut().map(|pager| pager.arrived(object, block));
                 self.pager_did(arrived);

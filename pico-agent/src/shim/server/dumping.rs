@@ -152,6 +152,23 @@ impl Shim {
         })
     }
 
+    /// Makes a dump fail that is under way. One that is ready waits for the agent's decision anyway.
+    pub(super) fn call_off(&mut self) {
+        match &self.work {
+            Work::Filling { .. } => self.dump_failed("called off".into(), DumpStep::Dumping),
+            Work::Dump {
+                swrk,
+                at: DumpStep::Dumping,
+                ..
+            } => {
+                if let Err(error) = swrk.hinder() {
+                    eprintln!("the dump goes on although it was called off: {error}");
+                }
+            }
+            Work::None | Work::Dump { .. } | Work::Restore { .. } => {}
+        }
+    }
+
     pub(super) fn decide(&mut self, accept: bool) {
         let Work::Dump { at, .. } = &mut self.work else {
             return;

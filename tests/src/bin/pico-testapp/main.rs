@@ -12,11 +12,13 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
+/// Until then, what comes waits in the sockets. A call that waits already takes one more.
+static DEAF_UNTIL: Mutex<Option<Instant>> = Mutex::new(None);
 /// Kept open: an io_uring, which CRIU refuses to dump.
 static RING: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
@@ -49,11 +51,24 @@ fn main() -> Result<()> {
     let datagrams = UdpSocket::bind(("::", port)).context("cannot bind")?;
     println!("listening on {port}");
     std::thread::spawn(move || serve_datagrams(&datagrams));
-    for stream in listener.incoming() {
-        let stream = stream?;
+    accept(&listener)
+}
+
+fn accept(listener: &TcpListener) -> Result<()> {
+    loop {
+        while deaf() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (stream, _) = listener.accept()?;
         std::thread::spawn(move || serve(stream));
     }
-    Ok(())
+}
+
+/// Whether neither connections nor datagrams are to be taken now.
+fn deaf() -> bool {
+    DEAF_UNTIL
+        .lock()
+        .is_ok_and(|until| until.is_some_and(|until| Instant::now() < until))
 }
 
 fn serve(stream: TcpStream) -> Result<()> {
@@ -68,6 +83,9 @@ fn serve(stream: TcpStream) -> Result<()> {
 fn serve_datagrams(socket: &UdpSocket) -> Result<()> {
     let mut packet = [0; 2048];
     loop {
+        while deaf() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let (length, peer) = socket.recv_from(&mut packet)?;
         let line = String::from_utf8_lossy(&packet[..length]).trim_end().to_owned();
         socket.send_to(answer(&line).as_bytes(), peer)?;
@@ -128,8 +146,24 @@ fn run(line: &str) -> Result<String> {
             Ok("ok".into())
         }
         "spin" => {
-            let end = std::time::Instant::now() + Duration::from_millis(rest.parse()?);
-            while std::time::Instant::now() < end {}
+            let end = Instant::now() + Duration::from_millis(rest.parse()?);
+            while Instant::now() < end {}
+            Ok("ok".into())
+        }
+        "deaf" => {
+            let until = Instant::now() + Duration::from_millis(rest.parse()?);
+            *DEAF_UNTIL.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(until);
+            Ok("ok".into())
+        }
+        // The same service by a connection that the app opens itself, and by one more port.
+        "connect" => {
+            let stream = TcpStream::connect(rest)?;
+            std::thread::spawn(move || serve(stream));
+            Ok("ok".into())
+        }
+        "listen" => {
+            let listener = TcpListener::bind(("::", rest.parse()?))?;
+            std::thread::spawn(move || accept(&listener));
             Ok("ok".into())
         }
         "exit" => std::process::exit(rest.parse()?),

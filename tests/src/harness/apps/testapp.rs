@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::LIMIT;
 use crate::harness::process::output;
@@ -22,7 +23,7 @@ pub struct TestApp {
     at: SocketAddr,
 }
 
-/// A TCP connection to it that stays open.
+/// A TCP connection to it, or from it, that stays open.
 #[derive(Debug)]
 pub struct Connection {
     stream: BufReader<TcpStream>,
@@ -105,6 +106,30 @@ impl TestApp {
 }
 
 impl Connection {
+    /// One that the app has opened itself.
+    ///
+    /// # Errors
+    /// When the socket cannot be set up.
+    pub fn accepted(stream: TcpStream) -> Result<Self> {
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_nodelay(true)?;
+        Ok(Connection {
+            stream: BufReader::new(stream),
+        })
+    }
+
+    /// Lets the kernel ask every second whether the other end is there, and give up after three in vain.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn keep_alive(&self) -> Result<()> {
+        let stream = self.stream.get_ref();
+        setsockopt(stream, sockopt::KeepAlive, &true)?;
+        setsockopt(stream, sockopt::TcpKeepIdle, &1)?;
+        setsockopt(stream, sockopt::TcpKeepInterval, &1)?;
+        Ok(setsockopt(stream, sockopt::TcpKeepCount, &3)?)
+    }
+
     /// One command and its answer.
     ///
     /// # Errors
