@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use userfaultfd::EventBuffer;
 
-use crate::checkpoint::index::{AddressSpace, Object, ObjectId};
+use crate::checkpoint::index::{AddressSpace, Object, ObjectId, Run};
 use memory::{Change, Fill, Memory, Page};
 
 /// Events read at once.
@@ -100,6 +100,8 @@ struct Served {
     id: Option<u32>,
     /// What was not faulted in yet.
     space: AddressSpace,
+    /// What was faulted in since a dump began: whoever dumps may have looked before, and not have it.
+    late: AddressSpace,
     /// Where all pages came from that are still where they were, or were moved; faulted in or not.
     origin: AddressSpace,
 }
@@ -109,7 +111,7 @@ struct Served {
 pub struct Known {
     /// Its id there.
     pub id: u32,
-    /// What was never faulted in: it is as the checkpoint has it.
+    /// What was never faulted in, or only since the dump began: it is as the checkpoint has it, unless it was dumped.
     pub missing: AddressSpace,
     /// Where the content of each page came from. Whether it is still the same must be looked at.
     pub origin: AddressSpace,
@@ -124,6 +126,8 @@ pub struct Pager<S> {
     next: u64,
     buffer: EventBuffer,
     stats: PagerStats,
+    /// The app is being dumped.
+    dumping: bool,
 }
 
 impl<S: PageSource> Pager<S> {
@@ -137,6 +141,7 @@ impl<S: PageSource> Pager<S> {
             next: 0,
             buffer: EventBuffer::new(BATCH),
             stats: PagerStats::default(),
+            dumping: false,
         }
     }
 
@@ -147,6 +152,7 @@ impl<S: PageSource> Pager<S> {
             id: Some(id),
             origin: space.clone(),
             space,
+            late: AddressSpace::default(),
         })
     }
 
@@ -208,10 +214,12 @@ impl<S: PageSource> Pager<S> {
             }
             Change::Remove(start, end) => {
                 served.space.remove(start..end);
+                served.late.remove(start..end);
                 served.origin.remove(start..end);
             }
             Change::Remap(from, to, count) => {
                 served.space.relocate(from..from + count, to);
+                served.late.relocate(from..from + count, to);
                 served.origin.relocate(from..from + count, to);
             }
             Change::Fork(uffd) => {
@@ -220,6 +228,7 @@ impl<S: PageSource> Pager<S> {
                     memory: Memory::new(uffd),
                     id: None,
                     space,
+                    late: AddressSpace::default(),
                     // Its name in the next checkpoint is not known; everything of it is dumped.
                     origin: AddressSpace::default(),
                 });
@@ -265,11 +274,11 @@ impl<S: PageSource> Pager<S> {
                 self.stats.zeroed += u64::from(filled == Fill::Done);
                 filled
             }
-            Some((object, offset)) => {
+            Some((number, offset)) => {
                 let object = self
                     .objects
-                    .get(object as usize)
-                    .ok_or(PagerError::Index(object))?
+                    .get(number as usize)
+                    .ok_or(PagerError::Index(number))?
                     .id;
                 let mut content = Page::default();
                 let read = self.source.read(object, offset, &mut content);
@@ -279,6 +288,14 @@ impl<S: PageSource> Pager<S> {
                         if filled == Fill::Done {
                             served.space.remove(page..page + 1);
                             self.stats.filled += 1;
+                            if self.dumping {
+                                served.late.insert(Run {
+                                    page,
+                                    count: 1,
+                                    object: number,
+                                    offset,
+                                });
+                            }
                         }
                         filled
                     }
@@ -389,16 +406,34 @@ impl<S: PageSource> Pager<S> {
         Ok(())
     }
 
+    /// A dump begins, and the app is not stopped yet. A page that is faulted in from now on counts as missing, too:
+    /// whoever dumps does not have it if they looked before; if they have it, what they have is newer.
+    pub fn dump_begins(&mut self) {
+        self.dumping = true;
+    }
+
+    /// The app runs on.
+    pub fn dump_ends(&mut self) {
+        self.dumping = false;
+        for served in self.served.values_mut() {
+            served.late = AddressSpace::default();
+        }
+    }
+
     /// What is known of the address spaces that still exist. `None` while a forked child misses pages.
     pub fn known(&self) -> Option<Vec<Known>> {
         let mut spaces = Vec::new();
         for served in self.served.values().filter(|served| served.memory.is_alive()) {
             match served.id {
-                Some(id) => spaces.push(Known {
-                    id,
-                    missing: served.space.clone(),
-                    origin: served.origin.clone(),
-                }),
+                Some(id) => {
+                    let mut missing = served.space.clone();
+                    served.late.runs().iter().for_each(|run| missing.insert(*run));
+                    spaces.push(Known {
+                        id,
+                        missing,
+                        origin: served.origin.clone(),
+                    });
+                }
                 None if served.space.is_empty() => {}
                 None => return None,
             }

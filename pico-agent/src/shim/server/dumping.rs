@@ -86,6 +86,9 @@ impl Shim {
         fs::create_dir_all(&images).map_err(|error| words("the checkpoint's directory", &error))?;
         fs::create_dir_all(&self.config.pages)
             .map_err(|error| words("the page objects' directory", &error))?;
+        if let Some(pager) = &mut self.pager {
+            pager.dump_begins();
+        }
         let place = Place {
             netns: &self.config.netns,
             cgroup: None,
@@ -193,6 +196,9 @@ impl Shim {
     pub(super) fn dump_failed(&mut self, reason: String, at: DumpStep) {
         self.work = Work::None;
         self.criu_dirs = None;
+        if let Some(pager) = &mut self.pager {
+            pager.dump_ends();
+        }
         if at == DumpStep::Committed && self.pid.is_none() {
             return;
         }
