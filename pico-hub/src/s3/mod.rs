@@ -33,7 +33,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::backend::Backend;
-pub use self::credentials::{Credentials, CredentialsError};
+pub use self::credentials::{Credentials, CredentialsError, replace_file};
 pub use self::error::StoreError;
 use self::objects::Store;
 
@@ -142,7 +142,7 @@ impl Server {
     /// server on port 0 waits for it.
     pub fn write_port_file(&self, path: &Path) -> Result<(), ServerError> {
         let text = format!("{}\n", self.addr.port());
-        credentials::replace_file(path, text.as_bytes()).map_err(|source| ServerError::PortFile {
+        replace_file(path, text.as_bytes()).map_err(|source| ServerError::PortFile {
             path: path.to_owned(),
             source,
         })
