@@ -33,7 +33,10 @@ fn an_app_that_cannot_be_dumped_goes_on_running_and_says_why() -> Result<()> {
             let refused = rig.agent.try_cli(&["app", "sleep", "a"])?;
             ensure!(!refused.status.success(), "an app with an io_uring was dumped");
             let message = String::from_utf8_lossy(&refused.stderr).into_owned();
-            ensure!(message.starts_with("Error: "), "{message}");
+            ensure!(
+                message.contains("an io_uring") && message.contains("seccomp = true"),
+                "{message}"
+            );
             let show = rig.agent.wait_state("a", "hot")?;
             ensure!(
                 show.pid()? == pid && show.last_failure().starts_with("swap-out: "),
@@ -46,6 +49,29 @@ fn an_app_that_cannot_be_dumped_goes_on_running_and_says_why() -> Result<()> {
             ensure!(connection.ask("count")? == "4");
             Ok(())
         })
+}
+
+#[test]
+fn what_no_checkpoint_can_hold_is_said_before_anybody_tries() -> Result<()> {
+    let plan = Plan::new("stays-hot")?.test_app("a", |app| {
+        unfiltered(app);
+        app.idle = "1h".into();
+    })?;
+    plan.run(|rig| {
+        let app = rig.ready("a")?;
+        ensure!(app.ask("ring")? == "ok");
+        // An agent looks when it first meets an app, and then once a minute.
+        rig.agent.kill()?;
+        rig.restart_agent()?;
+        let show = rig.agent.wait_state("a", "hot")?;
+        let next = show.text("/next").to_owned();
+        ensure!(
+            next.contains("stays hot") && next.contains("an io_uring"),
+            "{next}"
+        );
+        ensure!(show.number("/counters/failed_sleeps") == Some(0), "{}", show.0);
+        Ok(())
+    })
 }
 
 #[test]

@@ -122,6 +122,8 @@ pub(super) struct App {
     view: watch::Sender<View>,
     warm_since: Monotonic,
     sleep_failures: Failures,
+    /// Why it cannot sleep, as far as was seen when it was last looked at, while it is hot.
+    stays_hot: Option<(Monotonic, Option<String>)>,
     upload_failures: Failures,
     pub(super) upload: Option<Upload>,
     /// The host goes down.
@@ -175,6 +177,7 @@ impl App {
             view,
             warm_since: now(),
             sleep_failures: Failures::default(),
+            stays_hot: None,
             upload_failures: Failures::default(),
             upload: None,
             going_down: false,

@@ -20,6 +20,8 @@ pub const RESTART_RESET: Duration = Duration::from_secs(60);
 pub const SLEEP_BACKOFF: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 /// First and longest wait before a failed wake is tried again.
 pub const WAKE_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often a hot app is looked at for what no checkpoint can hold.
+pub const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// First and longest wait before a failed upload is tried again.
 pub const UPLOAD_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 

@@ -34,6 +34,13 @@ impl App {
     /// Swaps the app out. Packets are held from the first moment; any that come before the point of no return
     /// call it off.
     pub(super) async fn sleep(&mut self, why: &str) -> Result<(), Failure> {
+        if let Some(reason) = self.undumpable().await {
+            self.sleep_failed();
+            self.fail("swap-out", &reason);
+            self.save();
+            let message = format!("'{}' cannot be put to sleep ({reason})", self.config.name);
+            return Err(Failure::new(ErrorCode::SleepFailed, message));
+        }
         self.settle_upload(false).await;
         self.apply(Event::SwapOut, why);
         self.told = None;

@@ -13,6 +13,7 @@ pub mod process;
 pub mod rootfs;
 mod seccomp;
 pub mod sockets;
+pub mod undumpable;
 pub mod users;
 
 use std::io;

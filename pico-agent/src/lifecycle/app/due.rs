@@ -9,6 +9,7 @@ use crate::lifecycle::policy::{
 };
 use crate::lifecycle::record::ExitStatus;
 use crate::lifecycle::state::State;
+use crate::sandbox::undumpable;
 use crate::units::Wait;
 
 impl App {
@@ -24,6 +25,7 @@ impl App {
                     continue;
                 }
             }
+            let stays_hot = self.look(now).await;
             let decision = match self.state() {
                 State::Hot => self.sleep_decision(now),
                 State::Warm => self.cold_decision(now),
@@ -47,12 +49,11 @@ impl App {
             };
             match decision {
                 Decision::Wait { until, why } => {
-                    self.next = why;
+                    let look = self.stays_hot.as_ref().map(|(at, _)| *at + policy::LOOK_EVERY);
+                    self.next = stays_hot.unwrap_or(why);
                     self.stand_by().await;
-                    return [until, self.after_wake.map(|after| after.retry_at)]
-                        .into_iter()
-                        .flatten()
-                        .min();
+                    let retry = self.after_wake.map(|after| after.retry_at);
+                    return [until, look, retry].into_iter().flatten().min();
                 }
                 Decision::Now { why } => match self.state() {
                     State::Hot => drop(self.sleep(&why).await),
@@ -66,6 +67,32 @@ impl App {
                 },
             }
         }
+    }
+
+    /// Looks at a hot app now and then for what no checkpoint can hold, so that its owner hears of it before it is to sleep.
+    async fn look(&mut self, now: Monotonic) -> Option<String> {
+        if self.state() != State::Hot {
+            self.stays_hot = None;
+            return None;
+        }
+        match &self.stays_hot {
+            Some((at, found)) if now < *at + policy::LOOK_EVERY => found.clone(),
+            _ => self.undumpable().await,
+        }
+    }
+
+    /// Why the app as it is now cannot be put to sleep, and what helps.
+    pub(in crate::lifecycle) async fn undumpable(&mut self) -> Option<String> {
+        let processes = self.live.as_ref()?.cgroup.procs().ok()?;
+        let looked = tokio::task::spawn_blocking(move || undumpable::find(&processes));
+        let found = looked.await.ok().flatten().map(|(process, found)| {
+            format!(
+                "it stays hot: process {process} has {found}, which no checkpoint can hold; try: {}",
+                found.remedy()
+            )
+        });
+        self.stays_hot = Some((now(), found.clone()));
+        found
     }
 
     pub(in crate::lifecycle) fn retry_start(&mut self) {
