@@ -24,6 +24,8 @@ impl Package {
 }
 
 const BUILD: &[Need] = &[Need::Build];
+/// Apps that only scenarios run.
+const TEST: &[Need] = &[Need::Test];
 /// The apps, and what drives them.
 const RUN: &[Need] = &[Need::Test, Need::Demo, Need::Bench];
 
@@ -60,6 +62,9 @@ pub const PACKAGES: &[Package] = &[
     package("redis-tools", "fills and asks redis", RUN),
     service("bind9", "an app: DNS over UDP and TCP", "named.service"),
     package("bind9-dnsutils", "asks BIND (dig)", RUN),
+    package("python3", "an app: objects of an interpreter", TEST),
+    package("nodejs", "an app: a JavaScript heap", TEST),
+    package("openjdk-17-jdk-headless", "an app: a Java virtual machine", TEST),
     package("curl", "asks nginx", RUN),
     package("iproute2", "shows and makes links, routes, rules", RUN),
     package("nftables", "published ports", RUN),

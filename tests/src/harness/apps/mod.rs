@@ -2,6 +2,7 @@
 //! and a check that its whole state is what it must be.
 
 pub mod bind;
+pub mod counter;
 pub mod dns;
 pub mod nginx;
 pub mod redis;
@@ -16,6 +17,7 @@ use anyhow::Result;
 use super::AppConfig;
 
 pub use bind::Bind;
+pub use counter::Counter;
 pub use nginx::Nginx;
 pub use redis::Redis;
 pub use testapp::TestApp;
