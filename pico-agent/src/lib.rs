@@ -17,12 +17,13 @@ pub(crate) mod netlink;
 #[cfg(test)]
 mod nettest;
 pub mod pager;
-pub mod port;
 pub mod probes;
 pub mod sandbox;
 pub mod shim;
 pub mod store;
 pub(crate) mod sysctl;
 pub mod trace;
-pub mod units;
 pub mod varint;
+
+// What owners write the same way here and at the hub.
+pub use pico_proto::{port, units};

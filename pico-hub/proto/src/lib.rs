@@ -1,6 +1,10 @@
 //! The API `pico.v1`: messages, clients and servers, made from the .proto files in `pico-hub/proto/pico/v1`, which
-//! hold its documentation. Both hub and agent speak it, and neither needs the other's code for it.
+//! hold its documentation. Both hub and agent speak it, and neither needs the other's code for it. So do the few
+//! texts that owners write the same way everywhere: [`units`] and [`port`]s.
 #![forbid(unsafe_code)]
+
+pub mod port;
+pub mod units;
 
 /// Package `pico.v1`.
 #[allow(
