@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::dns::DnsConfig;
+
 pub use address::Address;
 use keys::Keys;
 
@@ -30,6 +32,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// The S3 server inside the hub; `None`: the store is elsewhere.
     pub object_store: Option<ObjectStore>,
+    /// The name server; `None`: apps have no names.
+    pub dns: Option<DnsConfig>,
     /// Where metrics are served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
     /// How logs are written.
@@ -178,6 +182,7 @@ impl Config {
             listen: listen.map_or_else(Address::default_list, |listen| listen.0),
             tls: top.table("tls", |keys| tls(keys, base)),
             object_store: top.table("object_store", |keys| object_store(keys, base)),
+            dns: top.get("dns"),
             metrics: top.table("metrics", |keys| keys.need("listen")),
             log: top.table("log", |keys| keys.get("format")).unwrap_or_default(),
             limits: Limits {
@@ -205,6 +210,12 @@ impl Config {
                 "nobody could reach the hub",
                 "listen = \"127.0.0.1:7071\"",
             ));
+        }
+        for what in self.dns.iter().flat_map(DnsConfig::problems) {
+            let (what, fix) = what
+                .split_once("; try: ")
+                .unwrap_or((&what, "see pico-hub config example"));
+            problems.push(Problem::new("dns", what, fix));
         }
         for address in &self.listen {
             if self.tls.is_none() && !address.stays_on_host() {

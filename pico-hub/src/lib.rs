@@ -2,14 +2,15 @@
 //! must not know the agent's insides, nor touch an app's packets.
 //!
 //! [`serve`] is the running server, as [`config`] says; [`api`] takes calls, [`auth`] says who may make them, [`hub`] has
-//! the rules, [`registry`] keeps the rows; [`directory`] is what DNS sees of them. [`s3`] is the embedded object store,
-//! which the rest does not know.
+//! the rules, [`registry`] keeps the rows; [`directory`] is what [`dns`] sees of them. [`s3`] is the embedded object
+//! store, which the rest does not know.
 #![forbid(unsafe_code)]
 
 pub mod api;
 pub mod auth;
 pub mod config;
 pub mod directory;
+pub mod dns;
 pub mod hub;
 pub mod id;
 pub mod port;

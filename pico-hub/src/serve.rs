@@ -34,8 +34,8 @@ use self::metrics::{Closed, Metrics};
 use crate::api;
 use crate::config::{Address, Config};
 use crate::hub::{Hub, HubError};
-use crate::s3;
 use crate::tls::{Reloading, TlsError};
+use crate::{dns, s3};
 
 /// How long running calls may take once the hub is told to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -76,6 +76,9 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// The name server cannot be served.
+    #[error(transparent)]
+    Dns(#[from] dns::DnsError),
     /// The embedded store cannot be served.
     #[error("the embedded object store: {0}")]
     Store(#[from] s3::ServerError),
@@ -92,6 +95,9 @@ pub struct Ready {
     /// The embedded store, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub object_store: Option<String>,
+    /// Addresses of the name server, if there is one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<SocketAddr>,
     /// Where Prometheus reads, if anywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
@@ -105,6 +111,7 @@ pub struct Server {
     calls: Calls,
     health: HealthReporter,
     store: Option<s3::Server>,
+    dns: Option<dns::Server>,
     metrics: Option<TcpListener>,
     registry: Registry,
     ready: Ready,
@@ -127,7 +134,7 @@ impl Server {
             .transpose()?
             .map(Arc::new);
         raise_file_limit(config.limits.connections);
-        let hub = Hub::open(&config.state_dir, None).await?;
+        let hub = Hub::open(&config.state_dir, config.dns.as_ref().map(|dns| dns.zone.clone())).await?;
 
         let store = match &config.object_store {
             None => None,
@@ -156,6 +163,13 @@ impl Server {
             });
             listeners.push(listener);
         }
+        let dns = match &config.dns {
+            None => None,
+            Some(config) => {
+                let names = Arc::new(dns::HubNames(Arc::clone(&hub)));
+                Some(dns::Server::bind(config, names).await?)
+            }
+        };
         let metrics = match config.metrics {
             None => None,
             Some(address) => Some(bind_metrics(address).await?),
@@ -182,6 +196,7 @@ impl Server {
             ready: Ready {
                 api,
                 object_store: store.as_ref().map(|store| store.credentials().endpoint.clone()),
+                dns: dns.as_ref().map(dns::Server::addresses).unwrap_or_default(),
                 metrics: metrics.as_ref().map(|(_, url)| url.clone()),
             },
             listeners,
@@ -190,6 +205,7 @@ impl Server {
             calls,
             health,
             store,
+            dns,
             metrics: metrics.map(|(listener, _)| listener),
             registry,
             _lock: lock,
@@ -206,6 +222,9 @@ impl Server {
         let mut parts = JoinSet::new();
         if let Some(store) = self.store {
             parts.spawn(store.run(stop.clone()));
+        }
+        if let Some(dns) = self.dns {
+            parts.spawn(dns.run(stop.clone()));
         }
         if let Some(tls) = self.tls.clone() {
             let stop = stop.clone();
