@@ -792,3 +792,73 @@ async fn the_administrators_token_is_in_a_file_for_its_owner_alone_and_a_revoked
             .is_err()
     );
 }
+
+#[tokio::test]
+async fn an_agent_that_takes_over_its_own_stream_leaves_no_operation_open() {
+    let world = World::new().await;
+    let ann = world.token(v1::Role::Owner, "ann").await;
+    let mut agent = world.agent("host1").await;
+    agent.assignment().await;
+    let mut apps = world.apps(&ann);
+    let created = apps.create_app(create("web", "")).await.unwrap().into_inner();
+    let assigned = agent.app().await;
+    agent.report(report(&assigned, v1::AppState::Warm)).await;
+    agent.done(&created.id, None).await;
+    finished(&world, &ann, &created.id).await;
+    let woken = apps
+        .wake_app(v1::WakeAppRequest { app: named("web") })
+        .await
+        .unwrap()
+        .into_inner();
+    agent.command().await;
+    agent.attach(Vec::new()).await;
+    let lost = finished(&world, &ann, &woken.id).await.error.unwrap();
+    assert_eq!(lost.reason, "AGENT_LOST");
+    agent.assignment().await;
+    let again = apps
+        .wake_app(v1::WakeAppRequest { app: named("web") })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(agent.command().await.operation_id, again.id);
+}
+
+#[tokio::test]
+async fn an_agent_that_takes_no_messages_is_cut_off_and_finds_them_all_when_it_is_back() {
+    const APPS: usize = 5500;
+    let world = World::new().await;
+    let ann = world.token(v1::Role::Owner, "ann").await;
+    let mut agent = world.agent("host1").await;
+    agent.assignment().await;
+    // It reads nothing from here on.
+    let creating = (0..64).map(|client| {
+        let mut apps = world.apps(&ann);
+        async move {
+            for number in (client..APPS).step_by(64) {
+                let mut large = create(&format!("app{number}"), "");
+                let spec = large.spec.as_mut().unwrap();
+                spec.env.insert("PADDING".into(), "x".repeat(4096));
+                apps.create_app(large).await.unwrap();
+            }
+        }
+    });
+    futures_util::future::join_all(creating).await;
+    let woken = world
+        .apps(&ann)
+        .wake_app(v1::WakeAppRequest { app: named("app0") })
+        .await;
+    assert_eq!(reason(&woken.unwrap_err()), "AGENT_DISCONNECTED");
+    let mut hear = agent.hear.take().unwrap();
+    let ended = tokio::time::timeout(SOON, async { while let Ok(Some(_)) = hear.message().await {} });
+    ended.await.expect("its stream goes on though it is cut off");
+    agent.attach(Vec::new()).await;
+    let mut told = 0;
+    loop {
+        let assignment = agent.assignment().await;
+        told += assignment.apps.len();
+        if !assignment.more {
+            break;
+        }
+    }
+    assert_eq!(told, APPS);
+}

@@ -10,6 +10,7 @@ use pico_proto::v1::agent_message::Kind as Said;
 use pico_proto::v1::command::Verb;
 use pico_proto::v1::hub_message::Kind;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Streaming};
 
 use super::effect::{Effects, assigned, event};
@@ -17,7 +18,7 @@ use super::sessions::{Outgoing, QUEUE, Session};
 use super::tokens::{admin_event, new_token, random_secret};
 use super::{Hub, apps, convert, now, operations, page};
 use crate::auth::Caller;
-use crate::id::{AgentId, AppId};
+use crate::id::{AgentId, AppId, OperationId};
 use crate::problem::Problem;
 use crate::registry::{Agent, App, RegistryError, Role, Rows};
 use crate::spec;
@@ -181,7 +182,7 @@ impl Hub {
                 app.version += 1;
                 effects.put_app(rows, &app)?;
                 rows.add_event(at, &event("app.state", &app, app.reason.clone()))?;
-                effects.assign(&app, None);
+                hand_over(rows, effects, &app)?;
             }
             rows.delete_agent(agent.id)?;
             Ok(())
@@ -214,13 +215,21 @@ impl Hub {
             agent,
             number: SESSIONS.fetch_add(1, Ordering::Relaxed) + 1,
             sender,
+            cut: CancellationToken::new(),
             streams: Arc::default(),
         };
         let begun = session.clone();
         let sessions = self.sessions.clone();
         self.change(move |rows, effects| {
-            let mut row = rows.agent(agent)?.ok_or_else(unknown)?;
             let at = now();
+            // Its Hello may have taken long: the token may be no good any more.
+            let good = rows.token(caller.token)?.is_some_and(|token| {
+                token.revoked.is_none() && token.expires.is_none_or(|expires| expires > at)
+            });
+            if !good {
+                return Err(unknown());
+            }
+            let mut row = rows.agent(agent)?.ok_or_else(unknown)?;
             row.host = host;
             row.last_heard = at;
             rows.put_agent(&row)?;
@@ -228,26 +237,19 @@ impl Hub {
             for report in reports {
                 reported(rows, effects, agent, report)?;
             }
-            // Those that wait for an agent: to whoever has the fewest.
+            // So that they are in what it is told first.
             let mut attached = sessions.attached();
             attached.retain(|id| *id != agent);
             attached.push(agent);
-            for mut app in rows.apps_of(None)? {
-                app.agent = apps::place(rows, &attached)?;
-                effects.put_app(rows, &app)?;
-                rows.add_event(at, &event("app.placed", &app, ""))?;
-                if app.agent != Some(agent) {
-                    let operation = rows
-                        .open_operations(app.id)?
-                        .into_iter()
-                        .rfind(operations::of_spec);
-                    effects.assign(&app, operation.map(|operation| operation.id));
-                }
-            }
+            place_pending(rows, effects, &attached, Some(agent))?;
             effects.begin(begun);
             welcome(rows, effects, agent)
         })
         .await?;
+        // An app that was registered just before this session began to count has no agent yet.
+        let sessions = self.sessions.clone();
+        self.change(move |rows, effects| place_pending(rows, effects, &sessions.attached(), None))
+            .await?;
         tokio::spawn(listen(self.clone(), session, said));
         Ok(receiver)
     }
@@ -324,24 +326,8 @@ fn welcome(rows: &mut dyn Rows, effects: &mut Effects, agent: AgentId) -> Result
     let mut commands = Vec::new();
     let mut assignments = Vec::with_capacity(apps.len());
     for app in &apps {
-        let mut newest = None;
-        for operation in rows.open_operations(app.id)? {
-            let wanted = match operation.verb.as_str() {
-                "start" => Some((Verb::Start, v1::Desired::Running)),
-                "stop" => Some((Verb::Stop, v1::Desired::Stopped)),
-                _ => None,
-            };
-            match wanted {
-                Some((verb, desired)) if desired == app.desired => commands.push((app, verb, operation.id)),
-                Some(_) => {
-                    let error =
-                        operations::failure("SUPERSEDED", "the opposite was asked for since", "", false);
-                    operations::finish(rows, Some(app), operation, Some(error))?;
-                }
-                None if operations::of_spec(&operation) => newest = Some(operation.id),
-                None => {}
-            }
-        }
+        let (newest, wanted) = outstanding(rows, app)?;
+        commands.extend(wanted.into_iter().map(|(verb, operation)| (app, verb, operation)));
         assignments.push(assigned(app, newest));
     }
     let mut chunks = assignments.chunks(CHUNK).peekable();
@@ -360,6 +346,63 @@ fn welcome(rows: &mut dyn Rows, effects: &mut Effects, agent: AgentId) -> Result
     }
     for (app, verb, operation) in commands {
         effects.command(app, verb, operation);
+    }
+    Ok(())
+}
+
+/// The newest change of an app's spec, and the commands that are still to be answered.
+type Outstanding = (Option<OperationId>, Vec<(Verb, OperationId)>);
+
+/// What an app's agent still has to answer: the newest change of its spec, and what was desired of it. What can be
+/// answered by nobody any more has failed.
+fn outstanding(rows: &mut dyn Rows, app: &App) -> Result<Outstanding, RegistryError> {
+    let (mut newest, mut commands) = (None, Vec::new());
+    for operation in rows.open_operations(app.id)? {
+        let wanted = match operation.verb.as_str() {
+            "start" => Some((Verb::Start, v1::Desired::Running)),
+            "stop" => Some((Verb::Stop, v1::Desired::Stopped)),
+            _ => None,
+        };
+        match wanted {
+            Some((verb, desired)) if desired == app.desired => commands.push((verb, operation.id)),
+            Some(_) => {
+                let error = operations::failure("SUPERSEDED", "the opposite was asked for since", "", false);
+                operations::finish(rows, Some(app), operation, Some(error))?;
+            }
+            None if operations::of_spec(&operation) => newest = Some(operation.id),
+            None => operations::interrupted(rows, app, operation)?,
+        }
+    }
+    Ok((newest, commands))
+}
+
+/// Tells the agent that an app was given to all that is to be done with it.
+fn hand_over(rows: &mut dyn Rows, effects: &mut Effects, app: &App) -> Result<(), RegistryError> {
+    let (newest, commands) = outstanding(rows, app)?;
+    effects.assign(app, newest);
+    for (verb, operation) in commands {
+        effects.command(app, verb, operation);
+    }
+    Ok(())
+}
+
+/// Gives apps that no agent has to whoever has the fewest; all are told but `silent`, who is told everything next.
+fn place_pending(
+    rows: &mut dyn Rows,
+    effects: &mut Effects,
+    attached: &[AgentId],
+    silent: Option<AgentId>,
+) -> Result<(), Problem> {
+    if attached.is_empty() {
+        return Ok(());
+    }
+    for mut app in rows.apps_of(None)? {
+        app.agent = apps::place(rows, attached)?;
+        effects.put_app(rows, &app)?;
+        rows.add_event(now(), &event("app.placed", &app, ""))?;
+        if app.agent != silent {
+            hand_over(rows, effects, &app)?;
+        }
     }
     Ok(())
 }
@@ -447,6 +490,7 @@ async fn listen(hub: Arc<Hub>, session: Session, mut said: Streaming<v1::AgentMe
         let message = tokio::select! {
             message = tokio::time::timeout(silence, said.message()) => message,
             () = session.sender.closed() => break "its stream was closed".to_owned(),
+            () = session.cut.cancelled() => break "it was cut off".to_owned(),
         };
         match message {
             Err(_) => break format!("nothing was heard of it for {} s", silence.as_secs()),

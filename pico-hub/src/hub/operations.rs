@@ -75,6 +75,17 @@ pub(super) fn finish(
     Ok(operation)
 }
 
+/// Ends an operation that was said to an agent once, and whose answer will not come.
+pub(super) fn interrupted(rows: &mut dyn Rows, app: &App, operation: Operation) -> Result<(), RegistryError> {
+    let error = failure(
+        "AGENT_LOST",
+        "the agent was cut off before it answered",
+        "see how the app is, and ask again",
+        true,
+    );
+    finish(rows, Some(app), operation, Some(error)).map(drop)
+}
+
 /// The agent has answered an operation of `app`.
 pub(super) fn answered(
     rows: &mut dyn Rows,
@@ -135,8 +146,13 @@ impl Hub {
         self: &std::sync::Arc<Self>,
         agent: Option<AgentId>,
     ) -> Result<(), RegistryError> {
+        let sessions = self.sessions.clone();
         let ended = self
             .change(move |rows, _| {
+                // One that is back was told what is outstanding when it came.
+                if agent.is_some_and(|agent| sessions.has(agent)) {
+                    return Ok(());
+                }
                 let apps = match agent {
                     Some(agent) => rows.apps_of(Some(agent))?,
                     None => rows.apps(None, None, &[], usize::MAX)?,
@@ -144,13 +160,7 @@ impl Hub {
                 for app in apps {
                     for operation in rows.open_operations(app.id)? {
                         if passes(&operation) {
-                            let error = failure(
-                                "AGENT_LOST",
-                                "the agent was cut off before it answered",
-                                "see how the app is, and ask again",
-                                true,
-                            );
-                            finish(rows, Some(&app), operation, Some(error))?;
+                            interrupted(rows, &app, operation)?;
                         }
                     }
                 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pico_proto::v1;
 use pico_proto::v1::hub_message::Kind;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::streams::Streams;
@@ -25,7 +26,17 @@ pub(super) struct Session {
     /// Tells it from an earlier session of the same agent.
     pub number: u64,
     pub sender: mpsc::Sender<Outgoing>,
+    /// Cancelled when the session is not the agent's any more: nothing that it says counts then.
+    pub cut: CancellationToken,
     pub streams: Arc<Streams>,
+}
+
+impl Session {
+    /// Ends it, saying why if there is room for that.
+    fn end(&self, why: Status) {
+        let _ = self.sender.try_send(Err(why));
+        self.cut.cancel();
+    }
 }
 
 /// All attached agents. Clones are the same.
@@ -43,18 +54,16 @@ impl Sessions {
     pub(super) fn begin(&self, session: Session) {
         let older = self.lock().insert(session.agent, session);
         if let Some(older) = older {
-            let _ = older
-                .sender
-                .try_send(Err(Status::aborted("a newer stream of this agent has begun")));
+            older.end(Status::aborted("a newer stream of this agent has begun"));
         }
     }
 
     /// The agent is not attached any more, whichever session it had.
     pub(super) fn end(&self, agent: AgentId) {
         if let Some(session) = self.lock().remove(&agent) {
-            let _ = session.sender.try_send(Err(Status::unauthenticated(
+            session.end(Status::unauthenticated(
                 "this agent is none of this hub's any more",
-            )));
+            ));
         }
     }
 
@@ -98,6 +107,7 @@ impl Sessions {
         };
         if session.sender.try_send(Ok(message)).is_err() {
             tracing::warn!(%agent, "an agent does not take its messages; it is cut off");
+            session.end(Status::resource_exhausted("the agent does not take its messages"));
             attached.remove(&agent);
         }
     }
