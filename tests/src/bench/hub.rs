@@ -51,13 +51,18 @@ pub fn run(effort: Effort, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
     let mut bytes = Samples::default();
     bytes.push(per_app);
     outcome.row("hub", "memory of an app", "bytes", &bytes)?;
-    outcome.values.insert("hub.ms_per_registration".into(), seconds * 1e3 / count as f64);
+    outcome
+        .values
+        .insert("hub.ms_per_registration".into(), seconds * 1e3 / count as f64);
     outcome.values.insert("hub.bytes_per_app".into(), per_app);
 
     progress("killed, and started again");
     hub.crash_and_restart()?;
     let kept = runtime.block_on(list(&hub, &admin))?;
-    ensure!(kept == count, "{count} apps were acknowledged, {kept} are there after a crash");
+    ensure!(
+        kept == count,
+        "{count} apps were acknowledged, {kept} are there after a crash"
+    );
     Ok(outcome)
 }
 

@@ -6,6 +6,7 @@
 pub mod concurrent;
 pub mod cost;
 pub mod criu;
+pub mod hub;
 pub mod memory;
 pub mod report;
 pub mod sandbox;
@@ -84,9 +85,10 @@ impl Outcome {
 type Run = fn(Effort, &mut dyn FnMut(&str)) -> Result<Outcome>;
 
 /// All benches.
-const ALL: [(&str, Run); 5] = [
+const ALL: [(&str, Run); 6] = [
     ("concurrent", concurrent::run),
     ("cost", cost::run),
+    ("hub", hub::run),
     ("memory", memory::run),
     ("swapout", swapout::run),
     ("wake", wake::run),

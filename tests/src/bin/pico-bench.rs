@@ -21,7 +21,7 @@ use serde::Serialize;
 Exit codes:\n  0 measured  1 a request was lost or a state was wrong  2 usage  130 interrupted"
 )]
 struct Options {
-    /// Benches to run: concurrent, cost, memory, swapout, wake
+    /// Benches to run: concurrent, cost, hub, memory, swapout, wake
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
     /// Fewer rounds

@@ -72,7 +72,8 @@ impl Hub {
     /// When it cannot be read.
     pub fn admin_token(&self) -> Result<String> {
         let path = self.dir.join("hub/admin.token");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(text.trim().to_owned())
     }
 
@@ -87,7 +88,8 @@ impl Hub {
 
 fn address_in(line: &str) -> Option<String> {
     let (_, rest) = line.split_once("api=\"http://")?;
-    line.contains(" ready ").then(|| rest.split('"').next().unwrap_or_default().to_owned())
+    line.contains(" ready ")
+        .then(|| rest.split('"').next().unwrap_or_default().to_owned())
 }
 
 /// Puts a token into every call.
