@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pico_tests::harness::rig::Plan;
-use pico_tests::harness::until;
+use pico_tests::harness::{procs, until};
 
 #[test]
 fn hot_apps_answer_without_an_agent_and_are_taken_up_by_the_next() -> Result<()> {
@@ -13,9 +13,15 @@ fn hot_apps_answer_without_an_agent_and_are_taken_up_by_the_next() -> Result<()>
         let mut connection = app.connect()?;
         ensure!(connection.ask("count")? == "1");
         let pid = rig.agent.show("a")?.pid()?;
+        let shim = rig.shim_of("a")?;
         rig.agent.kill()?;
         ensure!(connection.ask("count")? == "2");
         ensure!(app.ask("count")? == "3");
+        // One that is told of the agent's end again and again would always be running.
+        until("the shim to rest", Duration::from_secs(20), || {
+            let state = || procs::state(shim);
+            Ok((0..20).all(|_| state() == Some('S')).then_some(()))
+        })?;
         rig.restart_agent()?;
         let show = rig.agent.wait_state("a", "hot")?;
         ensure!(show.pid()? == pid, "the app was started again");

@@ -2,7 +2,7 @@
 //! `sandbox-init FD` is how it starts one (see `pico_agent::sandbox::process`).
 
 use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -13,12 +13,7 @@ fn main() -> ExitCode {
         .collect::<Vec<_>>()
         .as_slice()
     {
-        [] => {
-            let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned();
-            stdin
-                .map_err(anyhow::Error::from)
-                .and_then(|agent| Ok(pico_agent::shim::server::run(agent)?))
-        }
+        [] => take_stdin().and_then(|agent| Ok(pico_agent::shim::server::run(agent)?)),
         ["sandbox-init", report] => sandbox_init(report),
         _ => Err(anyhow::anyhow!(
             "pico-shim is started by pico-agent; see pico-agent --help"
@@ -31,6 +26,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The agent's socket, which is standard input; nothing else holds it afterwards.
+fn take_stdin() -> anyhow::Result<OwnedFd> {
+    let agent = std::io::stdin().as_fd().try_clone_to_owned()?;
+    nix::unistd::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+    Ok(agent)
 }
 
 fn sandbox_init(report: &str) -> anyhow::Result<()> {

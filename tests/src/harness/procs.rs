@@ -63,6 +63,12 @@ impl Process {
     }
 }
 
+/// State of a process, as proc_pid_stat(5) has it (`S`: it waits); none when it is gone.
+pub fn state(pid: u32) -> Option<char> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    field(&status, "State")?.chars().next()
+}
+
 /// The value of `key` in text of the form of `/proc/PID/status`.
 pub fn field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
     status

@@ -44,9 +44,10 @@ impl Shim {
     }
 
     pub(super) fn agent_lost(&mut self) {
-        if self.agent.take().is_none() {
-            return;
-        }
+        let Some(agent) = self.agent.take() else { return };
+        // Another descriptor may hold the same socket open, and its end would be reported for ever.
+        let _ = self.epoll.delete(agent.as_fd());
+        drop(agent);
         self.outbox.clear();
         // Nothing was asked of this shim yet, and nobody will.
         if self.phase == Phase::Idle {
