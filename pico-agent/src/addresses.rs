@@ -325,6 +325,32 @@ impl Subnets {
         }
         Ok(addresses)
     }
+
+    /// Addresses for one more app: the first free ones behind `last`, round to the beginning. So what an app had
+    /// that is gone is given again as late as can be: clients may still know it.
+    ///
+    /// # Errors
+    /// [`AddressError::Exhausted`]
+    pub fn next(
+        &self,
+        app: &str,
+        last: Ipv4Addr,
+        taken: &BTreeSet<Ipv4Addr>,
+    ) -> Result<Addresses, AddressError> {
+        let (first, end) = self.range();
+        let (first, end) = (first.to_bits(), end.to_bits());
+        let behind = Some(last.to_bits().saturating_add(1)).filter(|next| (first..=end).contains(next));
+        let behind = behind.unwrap_or(first);
+        (behind..=end)
+            .chain(first..behind)
+            .map(Ipv4Addr::from_bits)
+            .find(|address| !taken.contains(address))
+            .map(|v4| self.pair(v4))
+            .ok_or_else(|| AddressError::Exhausted {
+                subnet: self.v4,
+                app: app.to_owned(),
+            })
+    }
 }
 
 #[cfg(test)]
@@ -408,6 +434,25 @@ mod tests {
             matches!(small.allocate(&[want("a"), want("b")], &BTreeSet::new()),
             Err(AddressError::Exhausted { app, .. }) if app == "b")
         );
+    }
+
+    #[test]
+    fn one_more_app_gets_the_next_free_address_and_the_last_ones_come_round() {
+        let small = subnets("10.9.0.0/29", "fd77::/64").unwrap();
+        let at = |host| Ipv4Addr::new(10, 9, 0, host);
+        let next = |last, taken: &[u8]| {
+            let taken = taken.iter().map(|host| at(*host)).collect();
+            small.next("a", at(last), &taken).map(|given| given.v4)
+        };
+        assert_eq!(next(0, &[]), Ok(at(2)));
+        assert_eq!(next(2, &[]), Ok(at(3)), "2 was given last, and is free again");
+        assert_eq!(next(3, &[4, 5]), Ok(at(6)));
+        assert_eq!(next(6, &[4, 5, 6]), Ok(at(2)));
+        assert_eq!(next(255, &[2]), Ok(at(3)), "the subnet was larger before");
+        assert!(matches!(
+            next(4, &[2, 3, 4, 5, 6]),
+            Err(AddressError::Exhausted { .. })
+        ));
     }
 
     proptest! {

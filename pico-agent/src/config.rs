@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::addresses::{Ipv4Net, Ipv6Net};
+use crate::hub::HubConfig;
 use crate::port::Port;
 use crate::store::StoreConfig;
 use crate::units::{Size, Wait};
@@ -50,6 +51,8 @@ pub struct Config {
     pub network: Network,
     /// Object storage; `None`: apps sleep on this host's disk only and never go cold.
     pub store: Option<StoreConfig>,
+    /// The hub; `None`: only apps of this file run here.
+    pub hub: Option<HubConfig>,
     /// The apps, in the order of the file.
     pub apps: Vec<AppConfig>,
 }
@@ -66,6 +69,8 @@ pub struct Network {
     pub v6: Ipv6Net,
     /// Number of the routing table that leads what the gate writes to the apps.
     pub table: u32,
+    /// Ports of this host that apps may reach; no others.
+    pub host_ports: Vec<Port>,
 }
 
 impl Default for Network {
@@ -81,13 +86,14 @@ impl Default for Network {
                 prefix: 64,
             },
             table: 7769,
+            host_ports: Vec::new(),
         }
     }
 }
 
 /// Which files an app sees below its own writable layer.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum Root {
     /// The host's own root, read-only, with what is private to the host hidden.
     Host,
@@ -101,6 +107,15 @@ impl From<String> for Root {
             Root::Host
         } else {
             Root::Dir(text.into())
+        }
+    }
+}
+
+impl From<Root> for String {
+    fn from(root: Root) -> Self {
+        match root {
+            Root::Host => "host".to_owned(),
+            Root::Dir(path) => path.display().to_string(),
         }
     }
 }
@@ -140,7 +155,7 @@ pub enum AfterCrash {
 }
 
 /// `[app.sandbox]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxSection {
     /// Capabilities (`CAP_NET_RAW`) in addition to those that every app has.
@@ -162,7 +177,7 @@ impl Default for SandboxSection {
 }
 
 /// `[[app]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AppConfig {
     /// A DNS label: lower-case letters, digits and inner hyphens, at most 63.
@@ -228,18 +243,25 @@ fn default_workdir() -> PathBuf {
 }
 
 fn default_idle() -> Wait {
-    Wait::secs(60)
+    AppConfig::DEFAULT_IDLE
 }
 
 fn default_hold_timeout() -> Wait {
-    Wait::secs(30)
+    AppConfig::DEFAULT_HOLD_TIMEOUT
 }
 
 fn default_cold_after() -> Wait {
-    Wait::secs(300)
+    AppConfig::DEFAULT_COLD_AFTER
 }
 
 impl AppConfig {
+    /// `idle` where it is not given.
+    pub const DEFAULT_IDLE: Wait = Wait::secs(60);
+    /// `cold_after` where it is not given.
+    pub const DEFAULT_COLD_AFTER: Wait = Wait::secs(300);
+    /// `hold_timeout` where it is not given.
+    pub const DEFAULT_HOLD_TIMEOUT: Wait = Wait::secs(30);
+
     /// The host name inside the sandbox.
     pub fn hostname(&self) -> &str {
         self.hostname.as_deref().unwrap_or(&self.name)
@@ -284,6 +306,7 @@ impl Config {
         let apps = root.remove("app");
         let network = root.remove("network");
         let store = root.remove("store");
+        let hub = root.remove("hub");
 
         let top: Top =
             section(toml::Value::Table(root), "the file", TOP_TABLES, &mut problems).unwrap_or_default();
@@ -293,6 +316,7 @@ impl Config {
         let has_store = store.is_some();
         let store: Option<StoreConfig> =
             store.and_then(|table| section(table, "[store]", &[], &mut problems));
+        let hub: Option<HubConfig> = hub.and_then(|table| section(table, "[hub]", &[], &mut problems));
         let mut config = Config {
             file: None,
             state_dir: top.state_dir,
@@ -302,6 +326,7 @@ impl Config {
             standby: top.standby,
             network,
             store,
+            hub,
             apps: Vec::new(),
         };
         for (index, table) in app_tables(apps, &mut problems).into_iter().enumerate() {
@@ -361,6 +386,10 @@ impl Config {
             .iter_mut()
             .flat_map(|store| &mut store.credentials_file)
             .for_each(resolve);
+        if let Some(hub) = &mut self.hub {
+            hub.ca_file.iter_mut().for_each(resolve);
+            hub.join_token_file.iter_mut().for_each(resolve);
+        }
         for app in &mut self.apps {
             app.seed.iter_mut().for_each(resolve);
             if let Root::Dir(path) = &mut app.root {
@@ -418,7 +447,7 @@ impl Default for Top {
 }
 
 /// Tables that are taken out before the rest is read; suggestions should still know them.
-const TOP_TABLES: &[&str] = &["network", "store", "app"];
+const TOP_TABLES: &[&str] = &["network", "store", "hub", "app"];
 
 fn app_tables(value: Option<toml::Value>, problems: &mut Vec<Problem>) -> Vec<toml::Value> {
     match value {

@@ -2,6 +2,7 @@
 //! (no runtime, no locks), the reading half for the agent; both know only the directory and this format:
 //! `stdout.log` and `stderr.log`, each line with its time in front, older files as `.1`, `.2`, ...
 
+pub mod lines;
 pub mod read;
 pub mod watch;
 

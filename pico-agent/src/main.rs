@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Hooks {
             run,
             cleanup,
+            join,
             try_store,
         },
     )
@@ -27,6 +28,10 @@ fn run(config: Config) -> Result<(), Failure> {
 
 fn cleanup(config: Config) -> Result<Vec<String>, Failure> {
     runtime()?.block_on(agent::cleanup(&config)).map_err(failure)
+}
+
+fn join(config: Config, token: String) -> Result<String, Failure> {
+    runtime()?.block_on(agent::join(&config, &token)).map_err(failure)
 }
 
 fn try_store(section: &StoreConfig) -> Result<String, String> {
@@ -52,8 +57,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 fn failure(error: AgentError) -> Failure {
     let code = match &error {
         AgentError::Lock(_) => ErrorCode::Busy,
-        AgentError::Store(_) | AgentError::Address(_) => ErrorCode::Config,
-        AgentError::Probes(_) | AgentError::Criu(_) => ErrorCode::Unsupported,
+        AgentError::Store(_) | AgentError::Address(_) | AgentError::Clash(_) | AgentError::NoHub => {
+            ErrorCode::Config
+        }
+        AgentError::Hub(_) => ErrorCode::Unreachable,
+        AgentError::Joined(..) => ErrorCode::WrongState,
+        AgentError::Probes(_) | AgentError::Criu(_) | AgentError::Fence(_) => ErrorCode::Unsupported,
         _ => ErrorCode::Failed,
     };
     let hint = match &error {

@@ -78,6 +78,19 @@ pub enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// Make this host's agent known to the hub that its configuration names, by a token from the hub
+    ///
+    /// Once is enough: the agent keeps what the hub gives it. `join_token_file` in `[hub]` does the same at its start.
+    #[command(after_help = more(
+        "pico-agent join --token-file token\npico-agent -j join --config agent.toml --token-file token"
+    ))]
+    Join {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// A file with the token, as `pico agent join-token` prints it
+        #[arg(long, value_name = "FILE")]
+        token_file: PathBuf,
+    },
     /// Take away what a stopped agent left: processes, namespaces, devices, routes, mounts, cgroups
     ///
     /// Checkpoints, logs and the files of apps are kept: the next `run` goes on with them.

@@ -62,7 +62,7 @@ impl From<ErrorCode> for Exit {
         match code {
             ErrorCode::Usage | ErrorCode::Config => Exit::USAGE,
             ErrorCode::NotFound => Exit::NOT_FOUND,
-            ErrorCode::WrongState => Exit::WRONG_STATE,
+            ErrorCode::WrongState | ErrorCode::NameTaken => Exit::WRONG_STATE,
             ErrorCode::Denied => Exit::DENIED,
             ErrorCode::Unreachable => Exit::UNREACHABLE,
             ErrorCode::Unsupported => Exit::UNSUPPORTED,
@@ -93,11 +93,12 @@ pub fn help() -> String {
 mod tests {
     use super::*;
 
-    const CODES: [ErrorCode; 14] = [
+    const CODES: [ErrorCode; 15] = [
         ErrorCode::Usage,
         ErrorCode::Config,
         ErrorCode::NotFound,
         ErrorCode::WrongState,
+        ErrorCode::NameTaken,
         ErrorCode::Denied,
         ErrorCode::Unreachable,
         ErrorCode::Unsupported,

@@ -33,6 +33,8 @@ pub struct Hooks {
     pub run: fn(Config) -> Result<(), Failure>,
     /// Takes away what a stopped agent left, except for checkpoints; tells each thing it took away.
     pub cleanup: fn(Config) -> Result<Vec<String>, Failure>,
+    /// Joins the hub of a configuration by a token; tells who the hub takes this agent for.
+    pub join: fn(Config, String) -> Result<String, Failure>,
     /// Tries the object store; tells what answered, or why nothing did.
     pub try_store: fn(&StoreConfig) -> Result<String, String>,
 }
@@ -91,6 +93,15 @@ fn execute(args: Args, hooks: Hooks, output: &Output) -> Result<Exit, Failure> {
                 true => "nothing was left\n".to_owned(),
                 false => removed.iter().map(|line| format!("removed {line}\n")).collect(),
             })
+        }
+        Command::Join { config, token_file } => {
+            let config = load(&config_path(config.config)?)?;
+            let token = std::fs::read_to_string(&token_file).map_err(|error| {
+                let message = format!("cannot read {} ({error})", token_file.display());
+                Failure::new(ErrorCode::Config, message).hint("write the hub's join token into it")
+            })?;
+            let id = (hooks.join)(config, token.trim().to_owned())?;
+            output.document(&json!({ "agent_id": id }), || format!("joined as {id}\n"))
         }
         Command::Config {
             command: ConfigCommand::Check { file },

@@ -9,6 +9,7 @@ use super::rootfs::{self, Layers};
 use super::{AppConfig, Config, Problem, Root};
 use crate::addresses::{AddressError, Request, Subnets};
 use crate::gate::MAX_REPLY;
+use crate::hub::HubConfig;
 use crate::store::StoreConfig;
 use crate::units::{Size, Wait, nearest};
 
@@ -64,8 +65,9 @@ pub fn shape(config: &Config) -> Vec<Problem> {
         .store
         .iter()
         .for_each(|section| store(section, &mut problems));
+    problems.extend(config.hub.iter().flat_map(HubConfig::shape));
     for app in &config.apps {
-        app_shape(app, config, &mut problems);
+        app_shape(app, &config.state_dir, &mut problems);
     }
     names(config, &mut problems);
     problems
@@ -199,7 +201,18 @@ fn names(config: &Config, problems: &mut Vec<Problem>) {
     }
 }
 
-fn app_shape(app: &AppConfig, config: &Config, problems: &mut Vec<Problem>) {
+/// Everything that is wrong with one app, by itself and on this host, whose agent keeps its state in `state_dir`.
+pub fn app(app: &AppConfig, state_dir: &Path) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    app_shape(app, state_dir, &mut problems);
+    // A name that is none must not become part of a path.
+    if problems.is_empty() {
+        app_host(app, state_dir, &mut problems);
+    }
+    problems
+}
+
+fn app_shape(app: &AppConfig, state_dir: &Path, problems: &mut Vec<Problem>) {
     let mut problem = |key: &str, what: String, fix: &str| {
         problems.push(Problem::new(
             format!("app '{}', key '{key}'", app.name),
@@ -211,7 +224,7 @@ fn app_shape(app: &AppConfig, config: &Config, problems: &mut Vec<Problem>) {
     if !is_dns_label(&app.name) {
         problem("name", format!("'{}' is not a DNS label", app.name), label);
     } else {
-        let socket = config.state_dir.join("apps").join(&app.name).join("shim.sock");
+        let socket = state_dir.join("apps").join(&app.name).join("shim.sock");
         if socket.as_os_str().len() > MAX_SOCKET_PATH {
             let what = format!(
                 "the path of its socket would have {} bytes",
@@ -383,13 +396,14 @@ pub fn host(config: &Config) -> Vec<Problem> {
             "start `pico-hub store`, which writes it",
         );
     }
+    problems.extend(config.hub.iter().flat_map(HubConfig::host));
     for app in &config.apps {
-        app_host(app, config, &mut problems);
+        app_host(app, &config.state_dir, &mut problems);
     }
     problems
 }
 
-fn app_host(app: &AppConfig, config: &Config, problems: &mut Vec<Problem>) {
+fn app_host(app: &AppConfig, state_dir: &Path, problems: &mut Vec<Problem>) {
     let mut problem = |key: &str, what: String, fix: &str| {
         problems.push(Problem::new(
             format!("app '{}', key '{key}'", app.name),
@@ -417,11 +431,11 @@ fn app_host(app: &AppConfig, config: &Config, problems: &mut Vec<Problem>) {
         );
     }
     let layers = Layers {
-        upper: vec![config.state_dir.join("apps").join(&app.name).join("upper")],
+        upper: vec![state_dir.join("apps").join(&app.name).join("upper")],
         seed: app.seed.clone(),
         root: app.root.path().to_owned(),
         hidden: match app.root {
-            Root::Host => rootfs::hidden_of_host(&config.state_dir),
+            Root::Host => rootfs::hidden_of_host(state_dir),
             Root::Dir(_) => Vec::new(),
         },
     };

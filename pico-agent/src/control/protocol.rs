@@ -218,6 +218,8 @@ pub enum ErrorCode {
     NotFound,
     /// The app is in a state in which this cannot be done.
     WrongState,
+    /// Another app has the name.
+    NameTaken,
     /// The caller may not.
     Denied,
     /// No agent answers.

@@ -19,8 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::protocol::{AgentStatus, AppDetail, AppSummary, ErrorCode, Failure, Reply, Request, Response};
 use crate::lifecycle::state::Tier;
 use crate::logs::Stream;
-use crate::logs::read::Follower;
-use crate::logs::watch::Watcher;
+use crate::logs::lines::Lines;
 
 /// What the agent can be asked to do. Each method answers when it is done.
 pub trait Handler: Send + Sync + 'static {
@@ -296,35 +295,24 @@ impl<H: Handler> Connection<H> {
             )
         };
         let lines = lines.min(self.limits.log_lines);
-        if !follow {
-            let (dir, streams) = (dir.clone(), streams.to_vec());
-            let found = tokio::task::spawn_blocking(move || crate::logs::read::tail(&dir, &streams, lines));
-            return match found.await.map_err(io::Error::other)? {
-                Ok(found) => self.send_lines(write, found).await.map(Ok),
-                Err(error) => Ok(Err(cannot(error))),
-            };
-        }
-        let watcher = match Watcher::new(&dir) {
-            Ok(watcher) => watcher,
-            Err(error) => return Ok(Err(cannot(error))),
-        };
-        let (mut found, mut follower) = match Follower::open(&dir, streams, lines) {
-            Ok(opened) => opened,
+        let mut lines = match Lines::open(&dir, streams, lines, follow).await {
+            Ok(lines) => lines,
             Err(error) => return Ok(Err(cannot(error))),
         };
         loop {
-            while !found.is_empty() {
-                self.send_lines(write, found).await?;
-                found = follower.poll()?;
-            }
             let mut nothing = [0; 64];
-            tokio::select! {
+            let next = tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return Ok(Ok(())),
-                changed = watcher.changed() => changed?,
+                next = lines.next() => next,
                 // A client says nothing after its request: what comes is its end.
-                read = read.read(&mut nothing) => if read? == 0 { return Ok(Ok(())) },
+                read = read.read(&mut nothing) => if read? == 0 { return Ok(Ok(())) } else { continue },
+            };
+            match next {
+                Ok(Some(found)) => self.send_lines(write, found).await?,
+                Ok(None) => return Ok(Ok(())),
+                Err(error) => return Ok(Err(cannot(error))),
             }
-            found = follower.poll()?;
         }
     }
 

@@ -1,10 +1,9 @@
 //! The agent as a whole: makes what apps share, starts an actor for each, answers the control socket, and swaps
 //! everything out when the host goes down.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,18 +14,23 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::app::{App, AppHandle, Command};
+use super::app::{AppHandle, Command};
+use super::apps::{Apps, link_name, records};
 use super::host::Host;
 use super::paths::AppPaths;
 use super::record::{Record, RecordError};
+use super::registration::RegistrationError;
 use super::state::Tier;
-use crate::addresses::{AddressError, Request as AddressRequest, Subnets};
+use crate::addresses::{AddressError, Subnets};
 use crate::config::{Config, beside_agent};
 use crate::control::lock::{AgentLock, LockError};
 use crate::control::protocol::{self, AgentStatus, AppDetail, AppSummary, ErrorCode, Failure};
 use crate::control::server::{BindError, Handler, Limits, Server};
 use crate::criu::command::{Criu, CriuError};
+use crate::fence::{Fence, FenceConfig, FenceError};
 use crate::gate::{Gate, GateConfig, GateError, GateEvent};
+use crate::hub;
+use crate::hub::link::{HostFacts, LinkConfig, LinkError};
 use crate::probes::{ProbeError, Probes};
 use crate::sandbox::net::NetSpec;
 use crate::sandbox::{CgroupError, CgroupTree};
@@ -50,12 +54,24 @@ pub enum AgentError {
     /// A wake record.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// What the hub registered before.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
+    /// An app of agent.toml has the name of one that the hub registered here.
+    #[error(
+        "agent.toml has an app '{0}', and the hub has registered another of that name on this host; try: rename \
+         the one in agent.toml"
+    )]
+    Clash(String),
     /// The service subnets.
     #[error(transparent)]
     Address(#[from] AddressError),
     /// The gate.
     #[error(transparent)]
     Gate(#[from] GateError),
+    /// The fence.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
     /// The probes.
     #[error(transparent)]
     Probes(#[from] ProbeError),
@@ -82,6 +98,17 @@ pub enum AgentError {
     /// A network that cannot be taken away.
     #[error(transparent)]
     Net(#[from] crate::sandbox::net::NetError),
+    /// The hub, when it is joined.
+    #[error(transparent)]
+    Hub(#[from] LinkError),
+    /// There is no hub to join.
+    #[error("agent.toml has no [hub] section; try: add one with its address")]
+    NoHub,
+    /// It is known to a hub already.
+    #[error(
+        "this agent has joined already, as {0}; try: remove it at that hub and {1} here, then join again"
+    )]
+    Joined(String, PathBuf),
     /// Signals.
     #[error("cannot wait for signals: {0}")]
     Signal(io::Error),
@@ -104,12 +131,22 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), AgentError>
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
     let records = records(&config)?;
     let (host, events) = open_host(&config, !records.is_empty()).await?;
-    let agent = Arc::new(Agent::new(Arc::new(host), config, records)?);
+    let host = Arc::new(host);
+    let link = link_config(&config, &host.criu);
+    let agent = Arc::new(Agent {
+        apps: Apps::open(host.clone(), &config, records)?,
+        host,
+        socket: config.socket(),
+        since: Timestamp::now(),
+    });
     let stop = CancellationToken::new();
     tokio::spawn(dispatch(events, agent.clone(), stop.clone()));
     tokio::spawn(count_faults(agent.clone()));
     let server = Server::bind(&agent.socket, Limits::default())?;
     let serving = tokio::spawn(server.serve(agent.clone(), stop.clone()));
+    if let Some(link) = link {
+        tokio::spawn(hub::link::keep(link, agent.clone(), stop.clone()));
+    }
     ready();
     tokio::select! {
         _ = terminate.recv() => {}
@@ -121,17 +158,6 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), AgentError>
     let _ = serving.await;
     agent.host.gate.close().await;
     Ok(())
-}
-
-/// The wake records there are, by app.
-fn records(config: &Config) -> Result<HashMap<String, Record>, AgentError> {
-    let mut records = HashMap::new();
-    for app in &config.apps {
-        if let Some(record) = Record::read(&AppPaths::new(&config.state_dir, &app.name).dir)? {
-            records.insert(app.name.clone(), record);
-        }
-    }
-    Ok(records)
 }
 
 /// The gate of a configuration.
@@ -146,6 +172,17 @@ fn gate_config(config: &Config) -> GateConfig {
         max_held_per_app: HELD_PACKETS,
         max_held_bytes: HELD_BYTES,
         state_file: forwarding_file(),
+    }
+}
+
+/// The fence of a configuration.
+fn fence_config(config: &Config) -> FenceConfig {
+    let network = &config.network;
+    FenceConfig {
+        tun: network.tun.clone(),
+        v4: network.v4,
+        v6: network.v6,
+        host_ports: network.host_ports.clone(),
     }
 }
 
@@ -195,9 +232,15 @@ async fn open_host(
     mount_kernel_cache(&state_dir.join("kdat"))?;
     share_mounts(&state_dir.join("apps"))?;
     let cgroups = CgroupTree::open(&config.instance)?;
+    let fence = Fence::new(fence_config(config))?;
     let probes = Probes::load(&cgroups.apps_path())?;
     let (gate, events) = Gate::open(gate_config(config)).await?;
-    let hidden = [Some(state_dir.clone()), config.file.clone(), credentials(config)];
+    let hidden = [
+        Some(state_dir.clone()),
+        config.file.clone(),
+        credentials(config),
+        join_token(config),
+    ];
     let host = Host {
         instance: config.instance.clone(),
         gate,
@@ -209,12 +252,46 @@ async fn open_host(
         shim: config.shim(),
         hidden: hidden.into_iter().flatten().collect(),
         state_dir,
+        fence,
+        changes: Arc::default(),
     };
     Ok((host, events))
 }
 
 fn credentials(config: &Config) -> Option<PathBuf> {
     config.store.as_ref()?.credentials_file.clone()
+}
+
+fn join_token(config: &Config) -> Option<PathBuf> {
+    config.hub.as_ref()?.join_token_file.clone()
+}
+
+fn link_config(config: &Config, criu: &Criu) -> Option<LinkConfig> {
+    Some(LinkConfig {
+        hub: config.hub.clone()?,
+        state_dir: config.state_dir.clone(),
+        has_store: config.store.is_some(),
+        facts: HostFacts {
+            criu: criu.version().unwrap_or_default(),
+            subnets: (config.network.v4.to_string(), config.network.v6.to_string()),
+        },
+    })
+}
+
+/// Joins the hub of a configuration by a token; gives the hub's name for this agent.
+///
+/// # Errors
+/// When there is no `[hub]`, this agent has joined already, or the hub does not take it.
+pub async fn join(config: &Config, token: &str) -> Result<String, AgentError> {
+    fs::create_dir_all(&config.state_dir).map_err(at(&config.state_dir))?;
+    let link = link_config(config, &find_criu(config)?).ok_or(AgentError::NoHub)?;
+    if let Some(known) = hub::Credential::read(&config.state_dir).map_err(LinkError::from)? {
+        return Err(AgentError::Joined(
+            known.agent_id,
+            hub::Credential::path(&config.state_dir),
+        ));
+    }
+    Ok(hub::link::join(&link, token).await?.agent_id)
 }
 
 fn mount_kernel_cache(dir: &Path) -> Result<(), AgentError> {
@@ -265,7 +342,7 @@ async fn dispatch(
     stop: CancellationToken,
 ) {
     while let Some(event) = events.recv().await {
-        if let Some(app) = agent.apps.get(event.app.as_ref()) {
+        if let Some(app) = agent.apps.get(&event.app) {
             // Fails only when the actor has ended, and then the host goes down.
             let _ = app.commands.send(Command::Packet(event.caller));
         }
@@ -281,8 +358,7 @@ async fn count_faults(agent: Arc<Agent>) {
         match agent.host.probes.next_faults().await {
             Ok(faults) => {
                 for fault in faults {
-                    let name = agent.names.get(fault.app as usize);
-                    if let Some(app) = name.and_then(|name| agent.apps.get(name)) {
+                    if let Some(app) = agent.apps.by_number(fault.app) {
                         app.page_faults.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -297,58 +373,16 @@ async fn count_faults(agent: Arc<Agent>) {
 
 struct Agent {
     host: Arc<Host>,
-    /// In the order of agent.toml; an app's number is its place here.
-    names: Vec<String>,
-    apps: BTreeMap<String, AppHandle>,
+    apps: Arc<Apps>,
     socket: PathBuf,
     since: Timestamp,
 }
 
 impl Agent {
-    fn new(
-        host: Arc<Host>,
-        config: Config,
-        mut records: HashMap<String, Record>,
-    ) -> Result<Agent, AgentError> {
-        let subnets = Subnets::new(config.network.v4, config.network.v6)?;
-        let requests: Vec<AddressRequest<'_>> = config
-            .apps
-            .iter()
-            .map(|app| AddressRequest {
-                app: &app.name,
-                configured: app.address,
-                kept: records.get(&app.name).map(|record| record.addresses.v4),
-            })
-            .collect();
-        let addresses = subnets.allocate(&requests, &reserved(&config))?;
-        let names: Vec<String> = config.apps.iter().map(|app| app.name.clone()).collect();
-        let socket = config.socket();
-        let mut apps = BTreeMap::new();
-        for (number, (app, addresses)) in (0..).zip(config.apps.into_iter().zip(addresses)) {
-            let paths = AppPaths::new(&host.state_dir, &app.name);
-            fs::create_dir_all(&paths.dir).map_err(at(&paths.dir))?;
-            let link = link_name(&host.instance, &app.name);
-            let mut record = match records.remove(&app.name) {
-                Some(record) => record,
-                None => Record::new(&app.name, addresses, &link, Timestamp::now()),
-            };
-            record.addresses = addresses;
-            let name = app.name.clone();
-            apps.insert(name, App::spawn(host.clone(), app, record, number));
-        }
-        Ok(Agent {
-            host,
-            names,
-            apps,
-            socket,
-            since: Timestamp::now(),
-        })
-    }
-
-    fn app(&self, name: &str) -> Result<&AppHandle, Failure> {
+    fn app(&self, name: &str) -> Result<AppHandle, Failure> {
         self.apps
             .get(name)
-            .ok_or_else(|| Failure::no_such_app(name, self.names.iter().cloned()))
+            .ok_or_else(|| Failure::no_such_app(name, self.apps.names()))
     }
 
     async fn ask(
@@ -357,16 +391,14 @@ impl Agent {
         command: impl FnOnce(super::app::Reply) -> Command,
     ) -> Result<AppSummary, Failure> {
         let app = self.app(name)?;
-        let (reply, answer) = oneshot::channel();
-        let gone = || Failure::new(ErrorCode::Busy, "the agent is going down");
-        app.commands.send(command(reply)).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())??;
-        Ok(summary(app))
+        let gone = |_| Failure::new(ErrorCode::Busy, "the agent is going down");
+        app.begin(command).await.map_err(gone)??;
+        Ok(summary(&app))
     }
 
     async fn shut_down(&self) {
         let mut waiting = Vec::new();
-        for app in self.apps.values() {
+        for app in self.apps.handles() {
             let (done, finished) = oneshot::channel();
             if app.commands.send(Command::Shutdown(done)).is_ok() {
                 waiting.push(finished);
@@ -378,29 +410,6 @@ impl Agent {
     }
 }
 
-/// Addresses of apps that are not in agent.toml now but have a record.
-fn reserved(config: &Config) -> BTreeSet<Ipv4Addr> {
-    let configured: BTreeSet<&str> = config.apps.iter().map(|app| app.name.as_str()).collect();
-    let dirs = fs::read_dir(config.state_dir.join("apps"))
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok);
-    dirs.filter(|dir| {
-        dir.file_name()
-            .to_str()
-            .is_some_and(|name| !configured.contains(name))
-    })
-    .filter_map(|dir| Record::read(&dir.path()).ok().flatten())
-    .map(|record| record.addresses.v4)
-    .collect()
-}
-
-/// Name of the host's end of an app's veth pair: the same for the same app, at most 15 bytes.
-fn link_name(instance: &str, app: &str) -> String {
-    let hash = blake3::hash(format!("{instance}/{app}").as_bytes()).to_hex();
-    format!("pv{}", &hash[..10])
-}
-
 fn summary(app: &AppHandle) -> AppSummary {
     let view = app.view.borrow().clone();
     let mut summary = view.detail.summary;
@@ -410,11 +419,7 @@ fn summary(app: &AppHandle) -> AppSummary {
 
 impl Handler for Agent {
     async fn list(&self) -> Vec<AppSummary> {
-        self.names
-            .iter()
-            .filter_map(|name| self.apps.get(name))
-            .map(summary)
-            .collect()
+        self.apps.handles().iter().map(summary).collect()
     }
 
     async fn show(&self, name: &str) -> Result<AppDetail, Failure> {
@@ -425,7 +430,7 @@ impl Handler for Agent {
             let _ = tokio::time::timeout(VIEW_PATIENCE, finished).await;
         }
         let mut detail = app.view.borrow().detail.clone();
-        detail.summary = summary(app);
+        detail.summary = summary(&app);
         detail.page_faults = app.page_faults.load(Ordering::Relaxed);
         if let Some(wake) = &mut detail.last_wake
             && detail.summary.pid.is_some()
@@ -454,7 +459,7 @@ impl Handler for Agent {
         let app = self.app(name)?;
         let (reply, _) = oneshot::channel();
         let _ = app.commands.send(Command::Sleep(to, reply));
-        Ok(summary(app))
+        Ok(summary(&app))
     }
 
     async fn wake(&self, name: &str) -> Result<AppSummary, Failure> {
@@ -468,7 +473,7 @@ impl Handler for Agent {
 
     async fn status(&self) -> AgentStatus {
         let mut apps = BTreeMap::new();
-        for app in self.apps.values() {
+        for app in self.apps.handles() {
             *apps
                 .entry(app.view.borrow().detail.summary.state.clone())
                 .or_default() += 1;
@@ -482,6 +487,39 @@ impl Handler for Agent {
             memory_bytes: own_memory(),
             apps,
         }
+    }
+}
+
+impl hub::Apps for Agent {
+    fn name_of(&self, id: &str) -> Option<String> {
+        self.apps.name_of(id)
+    }
+
+    fn registered(&self) -> Vec<String> {
+        self.apps.registered()
+    }
+
+    fn look_up(&self, name: &str) -> Option<hub::Registered> {
+        let registration = self.apps.registration(name)?;
+        let handle = self.apps.get(name)?;
+        let mut detail = handle.view.borrow().detail.clone();
+        detail.summary = summary(&handle);
+        Some(hub::Registered { registration, detail })
+    }
+
+    async fn register(&self, wanted: hub::Wanted) -> Result<hub::Applying, Failure> {
+        self.apps.register(wanted).await
+    }
+
+    fn prefetch(&self, name: &str, wake: bool) {
+        if let Some(app) = self.apps.get(name) {
+            // Fails only when the actor has ended.
+            let _ = app.commands.send(Command::Prefetch { wake });
+        }
+    }
+
+    fn changes(&self) -> Arc<hub::Changes> {
+        self.host.changes.clone()
     }
 }
 
@@ -501,6 +539,7 @@ pub async fn cleanup(config: &Config) -> Result<Vec<String>, AgentError> {
     let mut removed = Vec::new();
     if !config.state_dir.exists() {
         Gate::remove(&gate_config(config)).await?;
+        Fence::take_down(&fence_config(config))?;
         return Ok(removed);
     }
     let _lock = AgentLock::acquire(&config.state_dir)?;
@@ -534,6 +573,7 @@ pub async fn cleanup(config: &Config) -> Result<Vec<String>, AgentError> {
         let _ = fs::remove_file(paths.shim_socket());
     }
     Gate::remove(&gate_config(config)).await?;
+    Fence::take_down(&fence_config(config))?;
     unmount(&config.state_dir.join("kdat"))?;
     unmount(&apps)?;
     tree.remove_all()?;

@@ -4,12 +4,13 @@
 //!
 //! Here: what an actor is, and what it is asked. `due`: what it does by the clock; `ends`: how runs end; `upload`: its
 //! checkpoint on the way to the store; `standby`: a warm app's wake made ready; `bookkeeping`: record and view;
-//! `parts`: the parts of its sandbox.
+//! `parts`: the parts of its sandbox; `registered`: what the hub asks of its apps besides.
 
 mod bookkeeping;
 mod due;
 mod ends;
 mod parts;
+mod registered;
 mod standby;
 mod upload;
 
@@ -57,6 +58,15 @@ pub enum Command {
     Stop(Reply),
     /// End and start anew.
     Restart(Reply),
+    /// Take up another configuration.
+    Configure(Box<AppConfig>, Reply),
+    /// A client is likely to come: make the next wake quick, or wake now.
+    Prefetch {
+        /// Now.
+        wake: bool,
+    },
+    /// End, remove everything but the registration, and end the actor.
+    Delete(Reply),
     /// The host goes down: swap out what runs, then end the actor.
     Shutdown(oneshot::Sender<()>),
     /// Bring the view up to date.
@@ -106,8 +116,10 @@ pub(super) struct App {
     pub config: AppConfig,
     pub paths: AppPaths,
     pub record: Record,
-    /// Position in agent.toml: names the app to the probes.
+    /// Names the app to the probes.
     pub number: u32,
+    /// Whether it is started when it is found to be new.
+    pub starts: bool,
     pub live: Option<Live>,
     /// Ready for the next wake.
     standby: Option<Standby>,
@@ -153,8 +165,8 @@ pub(super) fn now() -> Monotonic {
 }
 
 impl App {
-    /// Starts the actor of an app whose record is known.
-    pub fn spawn(host: Arc<Host>, config: AppConfig, record: Record, number: u32) -> AppHandle {
+    /// Starts the actor of an app whose record is known. A new one is started if it `starts`.
+    pub fn spawn(host: Arc<Host>, config: AppConfig, record: Record, number: u32, starts: bool) -> AppHandle {
         let paths = AppPaths::new(&host.state_dir, &config.name);
         let (sender, commands) = mpsc::unbounded_channel();
         let meter = Arc::new(Meter::default());
@@ -167,6 +179,7 @@ impl App {
             paths,
             record,
             number,
+            starts,
             live: None,
             standby: None,
             standby_failed: false,
@@ -215,6 +228,14 @@ impl App {
                         self.publish();
                         let _ = done.send(());
                         return;
+                    }
+                    Some(Command::Delete(reply)) => {
+                        let outcome = self.delete().await;
+                        let gone = outcome.is_ok();
+                        let _ = reply.send(outcome);
+                        if gone {
+                            return;
+                        }
                     }
                     Some(command) => self.command(command).await,
                 },
@@ -270,7 +291,16 @@ impl App {
                 self.publish();
                 let _ = done.send(());
             }
-            Command::Shutdown(_) => {}
+            Command::Configure(config, reply) => {
+                let _ = reply.send(self.configure(*config));
+            }
+            Command::Prefetch { wake } => {
+                if wake && self.state().asleep() {
+                    // What went wrong stands in the record.
+                    let _ = self.wake("dns").await;
+                }
+            }
+            Command::Delete(_) | Command::Shutdown(_) => {}
         }
     }
 
@@ -318,6 +348,11 @@ impl App {
         if self.state() == State::Hot {
             let _ = self.sleep("the host goes down").await;
         }
+        self.finish_upload().await;
+    }
+
+    /// Waits for an upload that is under way.
+    async fn finish_upload(&mut self) {
         if let Some(upload) = &mut self.upload {
             let stored = join(&mut upload.task).await;
             self.uploaded(stored);

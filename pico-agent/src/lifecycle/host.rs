@@ -6,7 +6,9 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use crate::criu::command::Criu;
+use crate::fence::Fence;
 use crate::gate::Gate;
+use crate::hub::Changes;
 use crate::probes::Probes;
 use crate::sandbox::CgroupTree;
 use crate::store::Store;
@@ -33,6 +35,10 @@ pub struct Host {
     pub shim: PathBuf,
     /// Paths of the host that no app may see.
     pub hidden: Vec<PathBuf>,
+    /// Keeps apps from this host, and from what others do not publish.
+    pub fence: Fence,
+    /// Which apps look different than when they were last reported.
+    pub changes: Arc<Changes>,
 }
 
 impl Host {

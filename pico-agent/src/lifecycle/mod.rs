@@ -1,9 +1,9 @@
 //! The life of every app: one actor and one state machine each, the only place where states change.
 //!
-//! * [`agent`]: the agent as a whole
+//! * [`agent`]: the agent as a whole; `apps`: the apps it has, and how they come and go
 //! * `doorway`: what the gate is told of an app at rest
 //! * `app`: the actor; `start`, `swap_in`, `swap_out`: what it does
-//! * [`state`], [`policy`], [`record`]: pure: the states, the decisions, what is remembered
+//! * [`state`], [`policy`], [`record`], [`registration`]: pure: the states, the decisions, what is remembered
 //! * [`transfer`]: checkpoints to and from the object store; `publish`: which of them is the current one
 //! * [`host`], [`paths`]: what apps share, and where an app's things lie
 //!
@@ -11,12 +11,14 @@
 
 pub mod agent;
 mod app;
+mod apps;
 mod doorway;
 pub mod host;
 pub mod paths;
 pub mod policy;
 mod publish;
 pub mod record;
+pub mod registration;
 mod start;
 pub mod state;
 mod swap_in;

@@ -207,6 +207,7 @@ impl App {
             }
             Recovery::Sleep(tier) => self.found_as(tier.into(), why),
             Recovery::Leave(state) => self.found_as(state, why),
+            Recovery::Start if !self.starts => self.found_as(State::Stopped, "its owner wants it stopped"),
             Recovery::Start => {
                 self.found_as(State::Stopped, why);
                 if self.start(why).await.is_err() {

@@ -324,6 +324,18 @@ impl Remote {
         }
     }
 
+    /// Removes all of the app's objects, the manifest first: what is left when this is cut off is named by nothing, and
+    /// goes with the next try.
+    ///
+    /// # Errors
+    /// When the store does not do it.
+    pub async fn remove(&self) -> Result<(), TransferError> {
+        self.store.delete(&[keys::manifest(&self.app)]).await?;
+        let listed = self.store.list(&keys::app_prefix(&self.app)).await?;
+        let keys: Vec<String> = listed.into_iter().map(|(key, _)| key).collect();
+        Ok(self.store.delete(&keys).await?)
+    }
+
     async fn fetch(&self, object: &manifest::Object) -> Result<Bytes, TransferError> {
         let (bytes, _) = self.store.get(&object.key, object.bytes).await?;
         self.meter.count(bytes.len());

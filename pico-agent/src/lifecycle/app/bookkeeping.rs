@@ -163,7 +163,23 @@ impl App {
             stored: checkpoint.stored == Some(checkpoint.generation),
             taken: checkpoint.taken,
         });
-        self.view.send_replace(View { detail, cgroup });
+        let before = self.view.send_replace(View { detail, cgroup });
+        let looks = |detail: &AppDetail| {
+            let summary = &detail.summary;
+            let wake = detail.last_wake.as_ref().map(|wake| wake.at);
+            let failure = detail.last_failure.as_ref().map(|failure| failure.at);
+            (
+                summary.since,
+                summary.state.clone(),
+                detail.counters,
+                summary.checkpoint.clone(),
+                wake,
+                failure,
+            )
+        };
+        if looks(&before.detail) != looks(&self.view.borrow().detail) {
+            self.host.changes.mark(&self.config.name);
+        }
     }
 }
 
