@@ -74,10 +74,17 @@ fn keepalives_are_answered_for_a_sleeping_app_and_data_wake_it() -> Result<()> {
 
 #[test]
 fn a_connection_that_the_app_opened_sleeps_with_it_and_its_data_wake_it() -> Result<()> {
-    Plan::new("outgoing")?.test_app("a", awake)?.run(|rig| {
+    let plan = Plan::new("outgoing")?.host_port("5432/tcp");
+    plan.test_app("a", awake)?.run(|rig| {
         let app = rig.ready("a")?;
         // The gate's own address is this host's.
-        let server = TcpListener::bind("10.77.0.1:0")?;
+        let server = TcpListener::bind("10.77.0.1:5432")?;
+        let closed = TcpListener::bind("10.77.0.1:5433")?;
+        let refused = app.ask(&format!("connect {}", closed.local_addr()?))?;
+        ensure!(
+            refused != "ok",
+            "an app reached a port of this host that it may not"
+        );
         ensure!(app.ask(&format!("connect {}", server.local_addr()?))? == "ok");
         let mut database = Connection::accepted(server.accept()?.0)?;
         database.keep_alive()?;

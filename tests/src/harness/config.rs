@@ -22,6 +22,9 @@ pub struct AgentConfig {
     pub network: NetworkConfig,
     /// Where checkpoints go.
     pub store: StoreConfig,
+    /// The hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubConfig>,
     /// The apps, in order.
     #[serde(rename = "app")]
     pub apps: Vec<AppConfig>,
@@ -38,6 +41,9 @@ pub struct NetworkConfig {
     pub v6: String,
     /// Routing table for what the gate releases.
     pub table: u32,
+    /// Ports of this host that apps may reach.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<String>,
 }
 
 /// `[store]`.
@@ -58,6 +64,19 @@ pub struct StoreConfig {
     /// File written by `pico-hub store`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_file: Option<PathBuf>,
+}
+
+/// `[hub]`.
+#[derive(Debug, Clone, Serialize)]
+pub struct HubConfig {
+    /// Where its API is.
+    pub address: String,
+    /// Holds the token to join by.
+    pub join_token_file: PathBuf,
+    /// What the agent is called there.
+    pub name: String,
+    /// Directories that apps' roots may lie in.
+    pub roots: Vec<PathBuf>,
 }
 
 /// One `[[app]]`.
@@ -219,6 +238,7 @@ mod tests {
                 v4: "10.77.0.0/16".into(),
                 v6: "fd77:7069:636f::/64".into(),
                 table: 7769,
+                host_ports: Vec::new(),
             },
             store: StoreConfig {
                 endpoint: "http://127.0.0.1:1".into(),
@@ -228,6 +248,7 @@ mod tests {
                 secret_access_key: None,
                 credentials_file: None,
             },
+            hub: None,
             apps: vec![AppConfig {
                 name: "web".into(),
                 ..AppConfig::default()

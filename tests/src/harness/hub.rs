@@ -1,10 +1,14 @@
 //! A real hub (`pico-hub serve`) as a background program, and clients of its API.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use pico_proto::v1;
 use pico_proto::v1::app_service_client::AppServiceClient;
 use pico_proto::v1::token_service_client::TokenServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -56,6 +60,14 @@ impl Hub {
         Ok(())
     }
 
+    /// Ends it in order; [`Hub::crash_and_restart`] starts it again.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(&mut self) -> Result<()> {
+        self.daemon.stop(Duration::from_secs(20)).map(drop)
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.daemon.pid()
@@ -77,6 +89,31 @@ impl Hub {
         Ok(text.trim().to_owned())
     }
 
+    /// A file with a token by which one agent can join.
+    ///
+    /// # Errors
+    /// When the hub does not make it.
+    pub fn join_token(&self) -> Result<PathBuf> {
+        let admin = Bearer::new(&self.admin_token()?)?;
+        let request = v1::CreateTokenRequest {
+            role: v1::Role::Join.into(),
+            ..v1::CreateTokenRequest::default()
+        };
+        let created = runtime()?.block_on(async {
+            let mut tokens = tokens(&self.connect().await?, &admin);
+            Ok::<_, anyhow::Error>(tokens.create_token(request).await?.into_inner())
+        })?;
+        let path = self.dir.join("join.token");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)?;
+        file.write_all(created.secret.as_bytes())?;
+        Ok(path)
+    }
+
     /// A connection to its API.
     ///
     /// # Errors
@@ -84,6 +121,16 @@ impl Hub {
     pub async fn connect(&self) -> Result<Channel> {
         Ok(Endpoint::from_shared(self.url())?.connect().await?)
     }
+}
+
+/// Runs calls on the calling thread, which may be in a network namespace of its own.
+///
+/// # Errors
+/// When the system has no descriptors left.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
 }
 
 fn address_in(line: &str) -> Option<String> {

@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use super::agent::{cgroup_root, fail_points};
 use super::apps::{RealApp, TestApp};
-use super::config::{NetworkConfig, StoreConfig};
+use super::config::{HubConfig, NetworkConfig, StoreConfig};
+use super::hub::Hub;
 use super::leftovers::Leftovers;
 use super::process::{await_exit, output, tail};
 use super::shaper::Shaper;
@@ -27,6 +28,8 @@ pub struct Plan {
     shaped: bool,
     host_network: Option<Slot>,
     criu: Option<PathBuf>,
+    hub: bool,
+    host_ports: Vec<String>,
 }
 
 /// A scenario under way.
@@ -38,6 +41,8 @@ pub struct Rig {
     pub shaper: Option<Shaper>,
     /// The store.
     pub store: Store,
+    /// The hub, where the plan has one.
+    pub hub: Option<Hub>,
     leftovers: Leftovers,
     dir: TempDir,
     _slot: Option<Slot>,
@@ -56,6 +61,8 @@ impl Plan {
             shaped: false,
             host_network: None,
             criu: None,
+            hub: false,
+            host_ports: Vec::new(),
         })
     }
 
@@ -112,6 +119,20 @@ impl Plan {
         Ok(self)
     }
 
+    /// Starts a hub, which the agent joins; the roots of its apps may lie in the scenario's directory.
+    #[must_use]
+    pub fn hub(mut self) -> Self {
+        self.hub = true;
+        self
+    }
+
+    /// Lets apps reach a port of this host, as `5432/tcp`.
+    #[must_use]
+    pub fn host_port(mut self, port: &str) -> Self {
+        self.host_ports.push(port.to_owned());
+        self
+    }
+
     /// Uses another CRIU than the agent would.
     #[must_use]
     pub fn criu(mut self, criu: PathBuf) -> Self {
@@ -151,8 +172,12 @@ impl Plan {
             // Own process id and a counter: unique among all agents of this host.
             instance: format!("{}{}", std::process::id(), sequence()),
             criu: self.criu.clone(),
-            network: network(number),
+            network: NetworkConfig {
+                host_ports: std::mem::take(&mut self.host_ports),
+                ..network(number)
+            },
             store,
+            hub: None,
             apps: std::mem::take(&mut self.apps),
         }
     }
@@ -172,7 +197,12 @@ impl Plan {
             None
         };
         let endpoint = shaper.as_ref().map_or(store.address(), Shaper::address);
-        let config = self.agent_config(StoreConfig {
+        let hub = if self.hub {
+            Some(Hub::start(self.dir.path())?)
+        } else {
+            None
+        };
+        let mut config = self.agent_config(StoreConfig {
             endpoint: format!("http://{endpoint}"),
             bucket: BUCKET.into(),
             region: "us-east-1".into(),
@@ -180,12 +210,21 @@ impl Plan {
             secret_access_key: None,
             credentials_file: Some(store.credentials_file()),
         });
+        if let Some(hub) = &hub {
+            config.hub = Some(HubConfig {
+                address: hub.url(),
+                join_token_file: hub.join_token()?,
+                name: "host1".into(),
+                roots: vec![self.dir.path().to_owned()],
+            });
+        }
         let leftovers = Leftovers::before(&cgroup_root(&config.instance), self.dir.path().to_owned())?;
         let agent = Agent::start(config, self.dir.path())?;
         let mut rig = Rig {
             agent,
             shaper,
             store,
+            hub,
             leftovers,
             dir: self.dir,
             _slot: self.host_network,
@@ -438,6 +477,9 @@ impl Rig {
             self.claim()?;
         }
         self.agent.clean_up()?;
+        if let Some(mut hub) = self.hub.take() {
+            hub.stop()?;
+        }
         self.leftovers.after_except(self.store.pid())
     }
 
@@ -492,12 +534,14 @@ fn network(number: Option<u8>) -> NetworkConfig {
             v4: "10.77.0.0/24".into(),
             v6: "fd77:7069:636f::/64".into(),
             table: 7769,
+            host_ports: Vec::new(),
         },
         Some(number) => NetworkConfig {
             tun: format!("pico{number}"),
             v4: format!("10.77.{number}.0/24"),
             v6: format!("fd77:7069:636f:{number:x}::/64"),
             table: 7769 + u32::from(number),
+            host_ports: Vec::new(),
         },
     }
 }
