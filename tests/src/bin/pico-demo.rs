@@ -248,7 +248,7 @@ impl Demo {
         Ok(())
     }
 
-    /// Shows that sleeping apps cost nothing here.
+    /// Shows that sleeping apps have no process, and what stands by for their wakes.
     fn show_asleep(&self) -> Result<()> {
         self.say("all sleep. What is left of them on this host:");
         for app in &self.apps {
@@ -260,16 +260,12 @@ impl Demo {
             let charged = procs::charged(&cgroup)?.unwrap_or(0);
             let (resident, charged) = (table::bytes(resident), table::bytes(charged));
             println!(
-                "          {}: {} processes, {resident} resident, {charged} charged to its cgroup",
+                "          {}: none of its processes; {} stand by for its wake, {resident} resident, {charged} charged",
                 app.name(),
                 processes.len()
             );
-            ensure!(
-                processes.is_empty(),
-                "{} sleeps, but {} runs",
-                app.name(),
-                processes[0]
-            );
+            let own = self.rig.processes(app.name())?;
+            ensure!(own.is_empty(), "{} sleeps, but {} runs", app.name(), own[0]);
         }
         for app in &self.apps {
             self.rig.stored(app.name())?;
