@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::exit::Exit;
+use crate::problem::code_name;
 
 /// Set by the hub on each answer, so that its logs can be searched for a call.
 pub(super) const REQUEST_ID_HEADER: &str = "x-request-id";
@@ -120,29 +121,6 @@ impl From<Status> for Failure {
             retryable: details.retry_info().is_some() || status.code() == Code::Unavailable,
             request_id: request_id.to_owned(),
         }
-    }
-}
-
-/// As google.rpc.Code writes it.
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

@@ -18,7 +18,8 @@ use tracing::Instrument as _;
 
 use super::crowd::{Running, Seat};
 use super::methods::{Method, Methods};
-use super::metrics::{Metrics, code_name};
+use super::metrics::Metrics;
+use crate::problem::code_name;
 
 /// How long a call may take whose caller names no deadline.
 const DEADLINE: Duration = Duration::from_secs(30);
