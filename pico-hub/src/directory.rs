@@ -9,7 +9,7 @@ use pico_proto::v1::{AppState, WakeOnDns};
 use tokio::sync::watch;
 
 use crate::id::{AgentId, AppId};
-use crate::port::Port;
+use pico_proto::port::Port;
 
 /// What DNS asks of the hub. None of it waits.
 pub trait Directory: Send + Sync + 'static {
@@ -137,7 +137,7 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::port::Protocol;
+    use pico_proto::port::Proto;
 
     #[test]
     fn the_serial_changes_with_what_a_client_can_see_and_with_nothing_else() {
@@ -153,7 +153,7 @@ mod tests {
         };
         let port = Port {
             number: 80,
-            protocol: Protocol::Tcp,
+            proto: Proto::Tcp,
         };
         let mut set = |entry: &Entry, ports: &[Port], number| {
             names.set("web-ann", *entry, ports, number);

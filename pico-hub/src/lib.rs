@@ -14,7 +14,6 @@ pub mod directory;
 pub mod dns;
 pub mod hub;
 pub mod id;
-pub mod port;
 pub mod problem;
 pub mod registry;
 pub mod s3;

@@ -3,7 +3,7 @@
 
 use pico_proto::v1;
 
-use crate::port::Port;
+use pico_proto::port::Port;
 
 /// A DNS label is no longer, nor is `NAME-OWNER`.
 pub const LABEL_BYTES: usize = 63;
@@ -137,7 +137,7 @@ impl Checker {
                     self.unless(false, "spec.ports", || format!("{port} is listed twice"));
                 }
                 Ok(port) => seen.push(port),
-                Err(error) => self.unless(false, "spec.ports", || format!("'{text}': {error}")),
+                Err(error) => self.unless(false, "spec.ports", || error.to_string()),
             }
         }
     }

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use pico_proto::port::{Port, Proto};
 use pico_proto::v1::{AppState, WakeOnDns};
 
 use super::{Named, Names, Soon};
 use crate::directory::{Directory, Entry};
-use crate::port::Protocol;
 
 /// What the name server knows of the hub.
 pub struct HubNames<D>(pub Arc<D>);
@@ -15,18 +13,11 @@ pub struct HubNames<D>(pub Arc<D>);
 impl<D: Directory> Names for HubNames<D> {
     fn find(&self, label: &str) -> Option<Named> {
         let entry = self.0.lookup(label)?;
-        let port = |port: &crate::port::Port| Port {
-            number: port.number,
-            proto: match port.protocol {
-                Protocol::Tcp => Proto::Tcp,
-                Protocol::Udp => Proto::Udp,
-            },
-        };
         Some(Named {
             app: label.into(),
             v4: entry.ipv4,
             v6: entry.ipv6,
-            ports: self.0.ports(label).iter().map(port).collect(),
+            ports: self.0.ports(label).into(),
             soon: soon(&entry),
         })
     }

@@ -10,8 +10,8 @@ use super::Hub;
 use super::sessions::Session;
 use crate::directory::Entry;
 use crate::id::{AgentId, OperationId};
-use crate::port::Port;
 use crate::registry::{App, NewEvent, RegistryError, Rows, Token};
+use pico_proto::port::Port;
 
 /// What follows, in order.
 #[derive(Default)]

@@ -28,9 +28,9 @@ use self::sessions::Sessions;
 pub use self::streams::{Through, cut_off, refused};
 use crate::auth::{Caller, Tokens};
 use crate::directory::{Directory, Entry, Names};
-use crate::port::Port;
 use crate::problem::Problem;
 use crate::registry::{Database, RegistryError, Rows, Sqlite};
+use pico_proto::port::Port;
 
 /// Finished operations and requests are kept this long.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
