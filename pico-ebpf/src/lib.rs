@@ -6,18 +6,37 @@
 //! and offsets by the tests below: a changed layout is a changed test.
 #![no_std]
 
+mod event;
+mod scan;
+
+pub use event::{
+    ERROR_FETCH, ERROR_PRESENT, ERROR_USER, ERROR_WRITE, EventKind, PageFault, PortKey, SERVED_GAVE,
+    SERVED_IN_FAULT, SERVED_SENT, Serving, SocketEvent, Tracked,
+};
+pub use scan::{Leaf, LeafKind, SCAN_CANDIDATES, SCAN_REGIONS, Scan};
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Names of maps and programs in the object file, used by the agent to find them.
 pub mod names {
     /// Per-CPU hash map of [`ActivityKey`](crate::ActivityKey) to [`Activity`](crate::Activity).
     pub const ACTIVITY: &str = "ACTIVITY";
-    /// Hash map of cgroup v2 id (`u64`) to app id (`u32`): whose page faults are reported.
+    /// Hash map of cgroup v2 id (`u64`) to [`Tracked`](crate::Tracked): who is traced.
     pub const TRACKED: &str = "TRACKED";
-    /// Ring buffer of [`PageFault`](crate::PageFault).
-    pub const FAULTS: &str = "FAULTS";
-    /// Per-CPU array of one `u64`: page faults that found the ring buffer full.
-    pub const FAULTS_LOST: &str = "FAULTS_LOST";
+    /// Hash map of service address (16 bytes) to [`Tracked`](crate::Tracked): whose connections are traced.
+    pub const HOMES: &str = "HOMES";
+    /// Hash map of [`PortKey`](crate::PortKey) to nothing of meaning (`u32`): ports requests come in on.
+    pub const PORTS: &str = "PORTS";
+    /// Ring buffer of [`PageFault`](crate::PageFault) and [`SocketEvent`](crate::SocketEvent).
+    pub const EVENTS: &str = "EVENTS";
+    /// Per-CPU array of one `u64`: events that found the ring buffer full.
+    pub const EVENTS_LOST: &str = "EVENTS_LOST";
+    /// Array of one [`Scan`](crate::Scan): what the page-table walk is to do, and what it found.
+    pub const SCAN: &str = "SCAN";
+    /// Array of `u64`: the addresses whose leaf tables are wanted.
+    pub const SCAN_AT: &str = "SCAN_AT";
+    /// Array of [`Leaf`](crate::Leaf): one for each address.
+    pub const SCAN_OUT: &str = "SCAN_OUT";
     /// `cgroup_skb` program for packets that reach a socket.
     pub const INGRESS: &str = "pico_ingress";
     /// `cgroup_skb` program for packets that a socket sends.
@@ -26,7 +45,47 @@ pub mod names {
     pub const FAULT_USER: &str = "pico_fault_user";
     /// Raw tracepoint program for faults raised in kernel mode, on a user address.
     pub const FAULT_KERNEL: &str = "pico_fault_kernel";
+    /// Raw tracepoint program for data that a thread received.
+    pub const RECEIVED: &str = "pico_received";
+    /// Raw tracepoint program for data that a thread sent.
+    pub const SENT: &str = "pico_sent";
+    /// Raw tracepoint program that stands in for both where their tracepoints are missing.
+    pub const SYSCALL_DONE: &str = "pico_syscall_done";
+    /// Raw tracepoint program for states of connections.
+    pub const CONNECTION: &str = "pico_connection";
+    /// Raw tracepoint program by which a new process or thread goes on with its maker's request.
+    pub const FORKED: &str = "pico_forked";
+    /// Raw tracepoint program by which a woken thread goes on with its waker's request.
+    pub const WAKING: &str = "pico_waking";
+    /// `iter/task` program that reads page tables.
+    pub const ACCESSED: &str = "pico_accessed";
 }
+
+/// Offsets of fields in the kernel's structures: global variables of the object, set when it is loaded, from
+/// the running kernel's own type information. `(global, structure, field)`.
+pub const OFFSETS: [(&str, &str, &str); 21] = [
+    ("TASK_PID", "task_struct", "pid"),
+    ("TASK_TGID", "task_struct", "tgid"),
+    ("TASK_MM", "task_struct", "mm"),
+    ("TASK_FILES", "task_struct", "files"),
+    ("TASK_CGROUPS", "task_struct", "cgroups"),
+    ("TASK_MINOR", "task_struct", "min_flt"),
+    ("TASK_MAJOR", "task_struct", "maj_flt"),
+    ("CGROUPS_V2", "css_set", "dfl_cgrp"),
+    ("CGROUP_NODE", "cgroup", "kn"),
+    ("NODE_ID", "kernfs_node", "id"),
+    ("MM_PGD", "mm_struct", "pgd"),
+    ("SOCK_FAMILY", "sock_common", "skc_family"),
+    ("SOCK_PORT", "sock_common", "skc_num"),
+    ("SOCK_V4", "sock_common", "skc_rcv_saddr"),
+    ("SOCK_V6", "sock_common", "skc_v6_rcv_saddr"),
+    ("SOCK_PROTOCOL", "sock", "sk_protocol"),
+    ("FILES_TABLE", "files_struct", "fdt"),
+    ("TABLE_FILES", "fdtable", "fd"),
+    ("FILE_SOCKET", "file", "private_data"),
+    ("SOCKET_FILE", "socket", "file"),
+    ("SOCKET_SOCK", "socket", "sk"),
+];
 
 /// How many (address, port, protocol) entries the activity map holds at most.
 ///
@@ -34,12 +93,19 @@ pub mod names {
 /// address; the map allocates an entry when it is made, not ahead.
 pub const ACTIVITY_ENTRIES: u32 = 65_536;
 
-/// How many cgroups can have their page faults reported at the same time.
+/// How many cgroups can be traced at the same time.
 pub const TRACKED_ENTRIES: u32 = 4_096;
 
-/// Size of the page fault ring buffer in bytes: a power of two and a multiple of the page size, as the
-/// kernel demands. With the kernel's 8-byte record header it holds about 21,800 faults.
-pub const FAULTS_BYTES: u32 = 1 << 20;
+/// How many published ports traced apps can have together.
+pub const PORT_ENTRIES: u32 = 16_384;
+
+/// How many threads are known to serve a request at the same time; the one that was longest not looked at
+/// gives way.
+pub const SERVING_ENTRIES: u32 = 16_384;
+
+/// Size of the ring buffer in bytes: a power of two and a multiple of the page size, as the kernel demands.
+/// With the kernel's 8-byte record header it holds about 18,700 events.
+pub const EVENTS_BYTES: u32 = 1 << 20;
 
 /// [`ActivityKey::port`] of the entry that sums up every local port that has no entry of its own:
 /// unpublished ports, and the ephemeral ports of connections the app itself opens.
@@ -92,53 +158,6 @@ pub struct Activity {
     pub bytes: u64,
 }
 
-/// One page fault of a tracked app.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct PageFault {
-    /// When it was raised, CLOCK_MONOTONIC nanoseconds.
-    pub time_ns: u64,
-    /// The faulting user address, not rounded to its page.
-    pub address: u64,
-    /// Instruction pointer at the fault; a kernel address when the fault was raised in kernel mode.
-    pub ip: u64,
-    /// The app id given when its cgroup was tracked.
-    pub app: u32,
-    /// Process id (thread group) in the initial pid namespace.
-    pub pid: u32,
-    /// Thread id in the initial pid namespace.
-    pub tid: u32,
-    /// The x86 page fault error code: see the `ERROR_*` bits.
-    pub error_code: u32,
-}
-
-/// [`PageFault::error_code`] bit: the page was there and the access not permitted (a write to a page that is
-/// shared with a file, a parent or the zero page); clear: the page was missing.
-pub const ERROR_PRESENT: u32 = 1 << 0;
-/// [`PageFault::error_code`] bit: the access was a write.
-pub const ERROR_WRITE: u32 = 1 << 1;
-/// [`PageFault::error_code`] bit: raised in user mode; clear: inside a system call, on the app's behalf.
-pub const ERROR_USER: u32 = 1 << 2;
-/// [`PageFault::error_code`] bit: the access was an instruction fetch.
-pub const ERROR_FETCH: u32 = 1 << 4;
-
-impl PageFault {
-    /// Whether the page was missing, rather than there and not writable.
-    pub const fn is_missing(&self) -> bool {
-        self.error_code & ERROR_PRESENT == 0
-    }
-
-    /// Whether the access was a write.
-    pub const fn is_write(&self) -> bool {
-        self.error_code & ERROR_WRITE != 0
-    }
-
-    /// Whether the app's own instruction raised it, rather than a system call on its behalf.
-    pub const fn in_user_mode(&self) -> bool {
-        self.error_code & ERROR_USER != 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use core::mem::{offset_of, size_of};
@@ -163,21 +182,9 @@ mod tests {
     }
 
     #[test]
-    fn a_page_fault_is_40_bytes_without_gaps() {
-        assert_eq!(size_of::<PageFault>(), 40);
-        assert_eq!(offset_of!(PageFault, time_ns), 0);
-        assert_eq!(offset_of!(PageFault, address), 8);
-        assert_eq!(offset_of!(PageFault, ip), 16);
-        assert_eq!(offset_of!(PageFault, app), 24);
-        assert_eq!(offset_of!(PageFault, pid), 28);
-        assert_eq!(offset_of!(PageFault, tid), 32);
-        assert_eq!(offset_of!(PageFault, error_code), 36);
-    }
-
-    #[test]
     fn the_ring_buffer_size_is_one_the_kernel_takes() {
-        assert!(FAULTS_BYTES.is_power_of_two());
-        assert_eq!(FAULTS_BYTES % 4096, 0);
+        assert!(EVENTS_BYTES.is_power_of_two());
+        assert_eq!(EVENTS_BYTES % 4096, 0);
     }
 
     #[test]

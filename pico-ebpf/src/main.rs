@@ -10,8 +10,13 @@
     reason = "helpers answer with two 32-bit numbers in one, and sizes here are those of packet headers"
 )]
 
+mod accessed;
 mod faults;
+mod kernel;
+mod report;
+mod serving;
 mod sockets;
+mod syscalls;
 
 /// Some helpers the programs call may only be used by programs that declare a GPL-compatible licence
 /// (`bpf_probe_read_kernel`); the sources are MIT or Apache-2.0 like the rest.

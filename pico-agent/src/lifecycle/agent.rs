@@ -31,7 +31,7 @@ use crate::fence::{Fence, FenceConfig, FenceError};
 use crate::gate::{Gate, GateConfig, GateError, GateEvent};
 use crate::hub;
 use crate::hub::link::{HostFacts, LinkConfig, LinkError};
-use crate::probes::{ProbeError, Probes};
+use crate::probes::{ProbeError, Probes, TraceEvent};
 use crate::sandbox::net::NetSpec;
 use crate::sandbox::{CgroupError, CgroupTree};
 use crate::store::{Store, StoreError};
@@ -141,7 +141,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), AgentError>
     });
     let stop = CancellationToken::new();
     tokio::spawn(dispatch(events, agent.clone(), stop.clone()));
-    tokio::spawn(count_faults(agent.clone()));
+    tokio::spawn(read_traces(agent.clone()));
     let server = Server::bind(&agent.socket, Limits::default())?;
     let serving = tokio::spawn(server.serve(agent.clone(), stop.clone()));
     if let Some(link) = link {
@@ -352,19 +352,21 @@ async fn dispatch(
     }
 }
 
-/// Counts the page faults that eBPF sees.
-async fn count_faults(agent: Arc<Agent>) {
+/// Takes what tracing sees to the apps.
+async fn read_traces(agent: Arc<Agent>) {
     loop {
-        match agent.host.probes.next_faults().await {
-            Ok(faults) => {
-                for fault in faults {
-                    if let Some(app) = agent.apps.by_number(fault.app) {
+        match agent.host.probes.next_events().await {
+            Ok(events) => {
+                for event in events {
+                    if let Some(app) = agent.apps.by_number(event.app())
+                        && let TraceEvent::Fault(_) = event
+                    {
                         app.page_faults.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "page faults are not counted any more");
+                tracing::error!(%error, "apps are not traced any more");
                 return;
             }
         }

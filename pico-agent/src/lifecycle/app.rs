@@ -35,6 +35,7 @@ use crate::config::AppConfig;
 use crate::control::protocol::{AppDetail, ErrorCode, Failure};
 use crate::gate::Caller;
 use crate::pager::PagerStats;
+use crate::probes::Tracing;
 use crate::sandbox::Cgroup;
 use crate::sandbox::sockets::Pending;
 use crate::shim::client::ShimClient;
@@ -108,6 +109,8 @@ pub(super) struct Live {
     /// Processor time at the beginning of the current window.
     cpu_sample: (Monotonic, Duration),
     pub stats: PagerStats,
+    /// Page faults and socket activity are told while this is held.
+    _tracing: Option<Tracing>,
 }
 
 /// The actor.

@@ -8,6 +8,8 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 
+use super::btf::BtfError;
+
 /// Why probes cannot be loaded, attached or read. The message says what to do; the source says why.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -67,13 +69,13 @@ pub enum ProbeError {
         #[source]
         source: Box<ProgramError>,
     },
-    /// A page fault tracepoint is not there.
+    /// A tracepoint is not there.
     #[error(
-        "cannot attach to the tracepoint exceptions:{tracepoint}, so page faults are not observed; \
+        "cannot attach to the tracepoint {tracepoint}, so not all that an app does is traced; \
          an x86-64 kernel with CONFIG_BPF_EVENTS is needed"
     )]
     AttachTracepoint {
-        /// Its name in the group `exceptions`.
+        /// Its name.
         tracepoint: &'static str,
         /// What the kernel said.
         #[source]
@@ -90,9 +92,24 @@ pub enum ProbeError {
         #[source]
         source: Box<MapError>,
     },
-    /// Waiting for faults is not possible.
-    #[error("cannot wait for page faults")]
+    /// Waiting for events is not possible.
+    #[error("cannot wait for events")]
     Wait(#[source] io::Error),
+    /// Where the kernel keeps what the programs read is not known.
+    #[error("the kernel's structures are not known, so faults have no port and accessed pages are not seen")]
+    Types(#[source] BtfError),
+    /// The kernel's type information cannot be read.
+    #[error("the kernel's type information cannot be read; a kernel with CONFIG_DEBUG_INFO_BTF is needed")]
+    TypesUnreadable(#[source] Box<aya::BtfError>),
+    /// The iterator cannot be run.
+    #[error("cannot run the iterator over page tables")]
+    Iterator(#[source] io::Error),
+    /// Page tables are not as they are known to be.
+    #[error("page tables cannot be read here ({0}); what is learned comes from faults alone")]
+    PageTable(&'static str),
+    /// The process that was asked about is gone.
+    #[error("process {0} has no memory (any more)")]
+    NoProcess(u32),
 }
 
 impl ProbeError {

@@ -1,40 +1,46 @@
 //! Owns the eBPF programs: loads and attaches them, reads their maps and events. What they see: last network
-//! activity per app and local port, and the page faults of apps that are tracked.
+//! activity per app and local port; the page faults of apps that are traced, each with the port whose request
+//! caused it; what those receive and send; and which pages of a process were accessed.
 //!
 //! It must not know what an app's state is, nor decide anything: whether an app is idle, or what a fault
-//! teaches, is for its callers. It knows apps only by addresses, cgroup ids and the number they are tracked by.
+//! teaches, is for its callers. It knows apps only by addresses, cgroup ids and the number they are traced by.
 //!
 //! Everything the kernel holds for it is bound to [`Probes`]: dropped, or with the process gone, programs
 //! are detached and maps freed. So after a restart nothing is watched, and counting starts at nothing.
 //! `kernel-notes/sockets.md` and `kernel-notes/page-faults.md` say what each mechanism does not see.
 
+mod accessed;
 mod activity;
+mod btf;
 mod error;
-mod faults;
+mod events;
+mod object;
 #[cfg(test)]
 mod tests;
+mod tracing;
 
-use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use aya::maps::{HashMap, Map, MapData, MapError};
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint};
-use aya::{Ebpf, EbpfLoader};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use aya::programs::{CgroupAttachMode, CgroupSkbAttachType};
 use pico_ebpf::names;
 
+pub use self::accessed::{PresentPage, anonymous_pages, reset_accessed};
 pub use self::activity::PortActivity;
+pub use self::btf::BtfError;
 pub use self::error::ProbeError;
-pub use pico_ebpf::PageFault;
+pub use self::events::TraceEvent;
+pub use self::tracing::{PortSource, Target, Tracing};
+pub use pico_ebpf::{EventKind, PageFault, SocketEvent};
 
+use self::accessed::AccessedPages;
 use self::activity::ActivityMap;
-use self::faults::FaultQueue;
+use self::events::EventQueue;
+use self::object::{Programs, load_cgroup_skb, open, open_cgroup, take};
+use self::tracing::Tracer;
 use crate::port::Port;
-
-/// The object `build.rs` embeds; empty if the agent was built without one.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pico-ebpf.o"));
 
 /// What of the probes works here. The errors say what is missing and what to do about it.
 #[derive(Debug)]
@@ -45,23 +51,31 @@ pub struct Capabilities {
     pub user_faults: Result<(), ProbeError>,
     /// Faults raised inside system calls, on an app's behalf.
     pub kernel_faults: Result<(), ProbeError>,
+    /// Whose request a thread serves, and by what that is seen. Without it faults have no port.
+    pub ports: Result<PortSource, ProbeError>,
+    /// Which pages were accessed. Without it only faults tell.
+    pub accessed: Result<(), ProbeError>,
 }
 
 impl Capabilities {
-    /// Tries what [`Probes::load`] does, except for attaching to a cgroup, and leaves nothing behind.
+    /// Tries everything, except for attaching to a cgroup, and leaves nothing behind.
     ///
     /// # Errors
     /// If not even the object can be loaded: nothing works.
     pub fn probe() -> Result<Self, ProbeError> {
-        let mut programs = open()?;
+        let (mut object, types) = open()?;
         let activity = [names::INGRESS, names::EGRESS]
             .into_iter()
-            .try_for_each(|name| load_cgroup_skb(&mut programs, name).map(drop));
-        let (user_faults, kernel_faults) = attach_faults(&mut programs);
+            .try_for_each(|name| load_cgroup_skb(&mut object, name).map(drop));
+        let works = tracing::try_all(&mut object, types, None);
+        let programs = Programs::new(object);
+        let accessed = AccessedPages::new(&mut programs.lock(), programs.clone());
         Ok(Capabilities {
             activity,
-            user_faults,
-            kernel_faults,
+            user_faults: works.user_faults,
+            kernel_faults: works.kernel_faults,
+            ports: works.ports,
+            accessed: accessed.and_then(|pages| pages.probe()),
         })
     }
 }
@@ -71,47 +85,71 @@ impl Capabilities {
 pub struct ProbeStats {
     /// Map entries of watched apps: published ports and "any other", times protocols and addresses.
     pub watched: usize,
-    /// Cgroups whose page faults are reported.
-    pub tracked: usize,
-    /// Page faults handed out.
-    pub faults_read: u64,
-    /// Page faults that found the ring buffer full: nobody read in time.
-    pub faults_lost: u64,
+    /// Cgroups that are traced.
+    pub traced: usize,
+    /// Events handed out.
+    pub events_read: u64,
+    /// Events that found the ring buffer full: nobody read in time.
+    pub events_lost: u64,
 }
 
 /// The loaded and attached programs. All methods take `&self` and may be called from any task; none but
-/// [`Probes::next_faults`] waits, and each is a few system calls.
+/// [`Probes::next_events`] waits, and each is a few system calls.
 pub struct Probes {
     activity: ActivityMap,
-    tracked: Mutex<HashMap<MapData, u64, u32>>,
-    faults: FaultQueue,
-    capabilities: Capabilities,
+    tracer: Arc<Tracer>,
+    events: EventQueue,
+    accessed: AccessedPages,
+    capabilities: ProbesCapabilities,
     /// Holds the links: dropped, everything is detached.
-    programs: Ebpf,
+    programs: Programs,
+}
+
+impl std::fmt::Debug for Probes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probes")
+            .field("programs", &self.programs)
+            .finish_non_exhaustive()
+    }
+}
+
+/// [`Capabilities`] that are known without trying anything.
+#[derive(Debug)]
+pub struct ProbesCapabilities {
+    /// As there.
+    pub user_faults: Result<(), ProbeError>,
+    /// As there.
+    pub kernel_faults: Result<(), ProbeError>,
+    /// As there.
+    pub ports: Result<PortSource, ProbeError>,
 }
 
 impl Probes {
-    /// Loads the programs, attaches one pair to `apps_cgroup` (all apps live under it) and one to the page
-    /// fault tracepoints. Where those are missing activity works nevertheless: see
+    /// Loads the programs and attaches one pair to `apps_cgroup` (all apps live under it). Tracing is attached
+    /// while an app is traced, and what of it is missing here does not hinder activity: see
     /// [`Probes::capabilities`].
     ///
     /// # Errors
     /// If activity cannot be observed: without it no app would ever be seen to be idle.
     pub fn load(apps_cgroup: &Path) -> Result<Self, ProbeError> {
+        Probes::load_with(apps_cgroup, None)
+    }
+
+    /// As [`Probes::load`], with ports from `source` or not at all.
+    fn load_with(apps_cgroup: &Path, source: Option<PortSource>) -> Result<Self, ProbeError> {
         let cgroup = open_cgroup(apps_cgroup)?;
-        let mut programs = open()?;
-        let activity = ActivityMap::new(take(&mut programs, names::ACTIVITY)?)?;
-        let tracked = Mutex::new(take(&mut programs, names::TRACKED)?);
-        let faults = FaultQueue::new(
-            take(&mut programs, names::FAULTS)?,
-            take(&mut programs, names::FAULTS_LOST)?,
+        let (mut object, types) = open()?;
+        let activity = ActivityMap::new(take(&mut object, names::ACTIVITY)?)?;
+        let events = EventQueue::new(
+            take(&mut object, names::EVENTS)?,
+            take(&mut object, names::EVENTS_LOST)?,
         );
         for (name, attach_type) in [
             (names::INGRESS, CgroupSkbAttachType::Ingress),
             (names::EGRESS, CgroupSkbAttachType::Egress),
         ] {
             // "Single" is flags 0, which is what links must be made with; they never exclude each other.
-            load_cgroup_skb(&mut programs, name)?
+            load_cgroup_skb(&mut object, name)?
                 .attach(&cgroup, attach_type, CgroupAttachMode::Single)
                 .map_err(|source| ProbeError::AttachCgroup {
                     program: name,
@@ -119,23 +157,32 @@ impl Probes {
                     source: Box::new(source),
                 })?;
         }
-        let (user_faults, kernel_faults) = attach_faults(&mut programs);
-        let capabilities = Capabilities {
-            activity: Ok(()),
-            user_faults,
-            kernel_faults,
+        let works = tracing::try_all(&mut object, types, source);
+        let ports = works.ports.as_ref().ok().copied();
+        let programs = Programs::new(object);
+        let (tracer, accessed) = {
+            let mut object = programs.lock();
+            (
+                Tracer::new(&mut object, programs.clone(), ports)?,
+                AccessedPages::new(&mut object, programs.clone())?,
+            )
         };
         Ok(Probes {
             activity,
-            tracked,
-            faults,
-            capabilities,
+            tracer,
+            events,
+            accessed,
+            capabilities: ProbesCapabilities {
+                user_faults: works.user_faults,
+                kernel_faults: works.kernel_faults,
+                ports: works.ports,
+            },
             programs,
         })
     }
 
-    /// What of the probes works.
-    pub fn capabilities(&self) -> &Capabilities {
+    /// What of tracing works.
+    pub fn capabilities(&self) -> &ProbesCapabilities {
         &self.capabilities
     }
 
@@ -165,54 +212,49 @@ impl Probes {
         self.activity.forget(v4, v6)
     }
 
-    /// Reports page faults of the processes in one cgroup (not of those in cgroups below it) as those of
-    /// `app`. `cgroup_id` is the inode number of its directory in the v2 hierarchy.
+    /// Tells page faults and socket activity of an app from now on, until what is returned is dropped. The first
+    /// app that is traced makes the kernel attach programs, which takes some milliseconds.
     ///
     /// # Errors
-    /// If [`pico_ebpf::TRACKED_ENTRIES`] cgroups are tracked already, or the map cannot be written.
-    pub fn track(&self, cgroup_id: u64, app: u32) -> Result<(), ProbeError> {
-        self.tracked()
-            .insert(cgroup_id, app, 0)
-            .map_err(|source| tracked_error("add to", source))
+    /// If [`pico_ebpf::TRACKED_ENTRIES`] cgroups are traced already, or a map cannot be written.
+    pub fn trace(&self, target: Target) -> Result<Tracing, ProbeError> {
+        self.tracer.trace(target)
     }
 
-    /// Stops reporting page faults of a cgroup. One that is not tracked is fine.
-    ///
-    /// # Errors
-    /// If the map cannot be written.
-    pub fn untrack(&self, cgroup_id: u64) -> Result<(), ProbeError> {
-        match self.tracked().remove(&cgroup_id) {
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(())
-            }
-            other => other.map_err(|source| tracked_error("remove from", source)),
-        }
-    }
-
-    /// The page faults that wait to be read, in the order the kernel reported them; at most a few thousand
-    /// at once, so an empty answer is the sign that there are no more.
+    /// The events that wait to be read, in the order the kernel reported them; at most a few thousand at once,
+    /// so an empty answer is the sign that there are no more.
     ///
     /// # Errors
     /// If the embedded object is of another version than the agent.
-    pub fn faults(&self) -> Result<Vec<PageFault>, ProbeError> {
-        self.faults.drain()
+    pub fn events(&self) -> Result<Vec<TraceEvent>, ProbeError> {
+        self.events.drain()
     }
 
-    /// As [`Probes::faults`], but waits until there is at least one. May be cancelled at any time. Where
+    /// As [`Probes::events`], but waits until there is at least one. May be cancelled at any time. Where
     /// the tracepoints are missing it waits for ever. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// As [`Probes::faults`], or if the ring buffer cannot be waited for.
-    pub async fn next_faults(&self) -> Result<Vec<PageFault>, ProbeError> {
-        self.faults.next().await
+    /// As [`Probes::events`], or if the ring buffer cannot be waited for.
+    pub async fn next_events(&self) -> Result<Vec<TraceEvent>, ProbeError> {
+        self.events.next().await
     }
 
-    /// How many page faults found the ring buffer full since the probes were loaded.
+    /// How many events found the ring buffer full since the probes were loaded.
     ///
     /// # Errors
     /// If the map cannot be read.
     pub fn lost(&self) -> Result<u64, ProbeError> {
-        self.faults.lost()
+        self.events.lost()
+    }
+
+    /// The present pages of process `pid` within `ranges` of page numbers, in their order, and which of them were
+    /// accessed since [`reset_accessed`]. The first call takes some tens of milliseconds, later ones a fraction
+    /// of one for each 64 MiB.
+    ///
+    /// # Errors
+    /// If the kernel refuses the iterator, its memory's place is not found, or the process is gone.
+    pub fn present_pages(&self, pid: u32, ranges: &[Range<u64>]) -> Result<Vec<PresentPage>, ProbeError> {
+        self.accessed.scan(pid, ranges)
     }
 
     /// Numbers about the probes themselves.
@@ -220,121 +262,11 @@ impl Probes {
     /// # Errors
     /// If a map cannot be read.
     pub fn stats(&self) -> Result<ProbeStats, ProbeError> {
-        let tracked = self.tracked().keys().filter(Result::is_ok).count();
         Ok(ProbeStats {
             watched: self.activity.entries(),
-            tracked,
-            faults_read: self.faults.read(),
-            faults_lost: self.faults.lost()?,
+            traced: self.tracer.active(),
+            events_read: self.events.read(),
+            events_lost: self.events.lost()?,
         })
-    }
-
-    fn tracked(&self) -> MutexGuard<'_, HashMap<MapData, u64, u32>> {
-        // The kernel's map is consistent whatever its holder did.
-        self.tracked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl std::fmt::Debug for Probes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Probes")
-            .field("programs", &self.programs)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Creates the maps and relocates the programs; loads none of them.
-fn open() -> Result<Ebpf, ProbeError> {
-    if OBJECT.is_empty() {
-        return Err(ProbeError::NotBuilt);
-    }
-    // No program needs the kernel's type information; reading it would cost 5 MB and several milliseconds.
-    EbpfLoader::new()
-        .btf(None)
-        .load(OBJECT)
-        .map_err(|error| ProbeError::unless_permission(error, |error| ProbeError::Object(Box::new(error))))
-}
-
-fn open_cgroup(path: &Path) -> Result<File, ProbeError> {
-    let failed = |source| ProbeError::Cgroup {
-        path: path.to_owned(),
-        source,
-    };
-    let cgroup = File::open(path).map_err(failed)?;
-    let kind = fstatfs(&cgroup).map_err(|errno| failed(errno.into()))?;
-    if kind.filesystem_type() != CGROUP2_SUPER_MAGIC {
-        return Err(ProbeError::NotCgroup2(path.to_owned()));
-    }
-    Ok(cgroup)
-}
-
-/// Takes a map out of the object, with its layout checked by its type.
-fn take<M: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &'static str) -> Result<M, ProbeError> {
-    let map = programs
-        .take_map(name)
-        .ok_or(ProbeError::Stale("a map is missing"))?;
-    M::try_from(map).map_err(|error| match error {
-        MapError::InvalidKeySize { .. } | MapError::InvalidValueSize { .. } => {
-            ProbeError::Stale("a map has another layout")
-        }
-        source => ProbeError::Map {
-            map: name,
-            action: "open",
-            source: Box::new(source),
-        },
-    })
-}
-
-fn program<'a, P>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, ProbeError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let program = programs
-        .program_mut(name)
-        .ok_or(ProbeError::Stale("a program is missing"))?;
-    program
-        .try_into()
-        .map_err(|_| ProbeError::Stale("a program has another type"))
-}
-
-fn refused(program: &'static str) -> impl FnOnce(ProgramError) -> ProbeError {
-    move |error| {
-        ProbeError::unless_permission(error, |error| ProbeError::Program {
-            program,
-            source: Box::new(error),
-        })
-    }
-}
-
-fn load_cgroup_skb<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSkb, ProbeError> {
-    let program: &mut CgroupSkb = program(programs, name)?;
-    program.load().map_err(refused(name))?;
-    Ok(program)
-}
-
-/// Attaches to both tracepoints, each for itself: one without the other is still worth having.
-fn attach_faults(programs: &mut Ebpf) -> (Result<(), ProbeError>, Result<(), ProbeError>) {
-    let mut attach = |name, tracepoint| {
-        let program: &mut RawTracePoint = program(programs, name)?;
-        program.load().map_err(refused(name))?;
-        match program.attach(tracepoint) {
-            Ok(_link) => Ok(()),
-            Err(source) => Err(ProbeError::AttachTracepoint {
-                tracepoint,
-                source: Box::new(source),
-            }),
-        }
-    };
-    (
-        attach(names::FAULT_USER, "page_fault_user"),
-        attach(names::FAULT_KERNEL, "page_fault_kernel"),
-    )
-}
-
-fn tracked_error(action: &'static str, source: MapError) -> ProbeError {
-    ProbeError::Map {
-        map: names::TRACKED,
-        action,
-        source: Box::new(source),
     }
 }

@@ -83,9 +83,6 @@ impl App {
     /// Ends whatever still runs in a run's cgroup and removes it, once shim and keeper, which watch it, have ended, too:
     /// the kernel may tell nobody that a cgroup that is removed had become empty.
     pub(in crate::lifecycle) async fn end_run(&self, cgroup: Cgroup) {
-        if let Ok(id) = cgroup.id() {
-            let _ = self.host.probes.untrack(id);
-        }
         let shim = self.host.cgroups.shim(&self.config.name);
         let ended = tokio::task::spawn_blocking(move || {
             cgroup.kill()?;

@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::ptr;
 use std::slice;
 
-use pico_ebpf::FAULTS_BYTES;
+use pico_ebpf::EVENTS_BYTES;
 
-use super::world::{PATIENCE, command, say};
+use super::world::{PATIENCE, command, say, target};
 use super::*;
 
 const PAGE: u64 = 4096;
@@ -68,16 +68,17 @@ fn every(pick: impl Fn(u64) -> bool) -> BTreeSet<u64> {
     (0..PAGES).filter(|&page| pick(page)).collect()
 }
 
-/// All that wait to be read.
+/// The page faults among all that waits to be read.
 fn drain(probes: &Probes) -> Vec<PageFault> {
-    let mut all = Vec::new();
-    loop {
-        let faults = probes.faults().unwrap();
-        if faults.is_empty() {
-            return all;
-        }
-        all.extend(faults);
-    }
+    faults_of(&world::drain(probes))
+}
+
+fn faults_of(events: &[TraceEvent]) -> Vec<PageFault> {
+    let faults = events.iter().filter_map(|event| match event {
+        TraceEvent::Fault(fault) => Some(*fault),
+        TraceEvent::Socket(_) => None,
+    });
+    faults.collect()
 }
 
 fn order(child: &mut Child, what: u8) {
@@ -92,7 +93,7 @@ fn each_fresh_page_is_reported_with_who_touched_it_and_how() {
     let start = child.hear();
     assert_eq!(drain(&probes), [], "an app that is not tracked was reported");
 
-    probes.track(cgroup.id(), 42).unwrap();
+    let _tracing = probes.trace(target(&cgroup, 42)).unwrap();
     order(&mut child, b't');
     let faults = drain(&probes);
     assert_eq!(pages_of(&faults, start), every(|page| page % 3 == 0));
@@ -119,7 +120,7 @@ fn pages_touched_inside_system_calls_are_reported_too() {
     let (probes, cgroup) = probes_or_skip!();
     let mut child = Child::spawn(&cgroup, toucher);
     let start = child.hear();
-    probes.track(cgroup.id(), 1).unwrap();
+    let _tracing = probes.trace(target(&cgroup, 1)).unwrap();
     order(&mut child, b'k');
     let faults = drain(&probes);
     assert_eq!(pages_of(&faults, start), every(|page| page % 3 != 0));
@@ -139,9 +140,9 @@ fn only_tracked_cgroups_are_reported_each_under_its_own_name() {
     let mut children = [&first, &second, &untracked].map(|cgroup| Child::spawn(cgroup, toucher));
     let [a, b, c] = &mut children;
     let starts = [a.hear(), b.hear(), c.hear()];
-    probes.track(first.id(), 1).unwrap();
-    probes.track(second.id(), 2).unwrap();
-    assert_eq!(probes.stats().unwrap().tracked, 2);
+    let tracing_first = probes.trace(target(&first, 1)).unwrap();
+    let _tracing = probes.trace(target(&second, 2)).unwrap();
+    assert_eq!(probes.stats().unwrap().traced, 2);
     for child in [&mut *a, b, c] {
         order(child, b't');
     }
@@ -153,8 +154,7 @@ fn only_tracked_cgroups_are_reported_each_under_its_own_name() {
         assert_eq!(pages_of(&of_app, start), every(|page| page % 3 == 0));
     }
 
-    probes.untrack(first.id()).unwrap();
-    probes.untrack(first.id()).unwrap();
+    drop(tracing_first);
     order(a, b'k');
     order(b, b'k');
     let apps: BTreeSet<_> = drain(&probes).iter().map(|fault| fault.app).collect();
@@ -166,10 +166,10 @@ fn faults_that_nobody_reads_are_counted_as_lost() {
     let (probes, cgroup) = probes_or_skip!();
     let mut child = Child::spawn(&cgroup, toucher);
     let start = child.hear();
-    probes.track(cgroup.id(), 1).unwrap();
+    let _tracing = probes.trace(target(&cgroup, 1)).unwrap();
     let each = every(|page| page % 3 != 0).len() as u64;
-    // Each record takes its 40 bytes and a header of 8.
-    let room = u64::from(FAULTS_BYTES) / 48;
+    // Each record takes its 48 bytes and a header of 8.
+    let room = u64::from(EVENTS_BYTES) / 56;
     let rounds = room / each + 20;
     for _ in 0..rounds {
         order(&mut child, b'k');
@@ -180,7 +180,7 @@ fn faults_that_nobody_reads_are_counted_as_lost() {
     let faults = drain(&probes);
     let stats = probes.stats().unwrap();
     assert_eq!(
-        (stats.faults_read, stats.faults_lost),
+        (stats.events_read, stats.events_lost),
         (faults.len() as u64, lost)
     );
     assert!(
@@ -199,21 +199,21 @@ async fn a_waiting_reader_is_woken_by_the_first_fault() {
     let (probes, cgroup) = probes_or_skip!();
     let mut child = Child::spawn(&cgroup, toucher);
     let start = child.hear();
-    probes.track(cgroup.id(), 1).unwrap();
+    let _tracing = probes.trace(target(&cgroup, 1)).unwrap();
     for round in 0..20 {
         // What the child faulted on after it reported last time.
         drain(&probes);
         // Waiting is registered before the fault, and may be given up without losing anything.
-        let waiting = tokio::time::timeout(Duration::from_millis(1), probes.next_faults()).await;
+        let waiting = tokio::time::timeout(Duration::from_millis(1), probes.next_events()).await;
         assert!(waiting.is_err(), "round {round}: {waiting:x?}");
         child.tell(b't');
         let mut pages = BTreeSet::new();
         while pages.len() < every(|page| page % 3 == 0).len() {
-            let faults = tokio::time::timeout(PATIENCE, probes.next_faults())
+            let events = tokio::time::timeout(PATIENCE, probes.next_events())
                 .await
                 .unwrap()
                 .unwrap();
-            pages.extend(pages_of(&faults, start));
+            pages.extend(pages_of(&faults_of(&events), start));
         }
         child.hear();
         order(&mut child, b'f');

@@ -2,13 +2,16 @@
 //! and page faults. Needs root and the eBPF object; says so and passes where either is missing.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod accessed;
 mod activity;
 mod faults;
+mod serving;
 mod world;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use aya::maps::MapError;
 use aya::programs::loaded_programs;
 
 use self::world::{Cgroup, Child};
@@ -28,7 +31,7 @@ use probes_or_skip;
 
 /// Whether nothing can be tested here; says why.
 fn skipped() -> bool {
-    let reason = if OBJECT.is_empty() {
+    let reason = if object::OBJECT.is_empty() {
         "no eBPF object is embedded; run `cargo xtask build`"
     } else if !nix::unistd::geteuid().is_root() {
         "not root"
@@ -50,6 +53,11 @@ fn everything_works_on_this_kernel() {
     assert!(capabilities.activity.is_ok(), "{capabilities:?}");
     assert!(capabilities.user_faults.is_ok(), "{capabilities:?}");
     assert!(capabilities.kernel_faults.is_ok(), "{capabilities:?}");
+    assert!(
+        matches!(capabilities.ports, Ok(PortSource::Sockets)),
+        "{capabilities:?}"
+    );
+    assert!(capabilities.accessed.is_ok(), "{capabilities:?}");
 }
 
 #[test]
@@ -78,21 +86,27 @@ fn without_the_right_to_use_ebpf_the_error_says_which_capabilities_are_missing()
 #[test]
 fn dropped_probes_leave_no_program_in_the_kernel() {
     let (probes, cgroup) = probes_or_skip!();
+    let tracing = probes.trace(world::target(&cgroup, 1)).unwrap();
+    probes.present_pages(std::process::id(), &[]).unwrap();
     let mine: Vec<u32> = probes
         .programs
+        .lock()
         .programs()
-        .map(|(_, program)| program.info().unwrap().id())
+        .filter_map(|(_, program)| program.info().ok())
+        .map(|info| info.id())
         .collect();
-    assert_eq!(mine.len(), 4);
+    // Two for packets, two for faults, five for requests, one for page tables; the stand-in is not loaded.
+    assert_eq!(mine.len(), 10);
     let present = || {
         loaded_programs()
             .filter_map(Result::ok)
             .filter(|p| mine.contains(&p.id()))
             .count()
     };
-    assert_eq!(present(), 4);
+    assert_eq!(present(), mine.len());
     assert_eq!(world::attached(&cgroup), 2);
 
+    drop(tracing);
     drop(probes);
     // Detached from the cgroup at once; freed when the kernel's grace periods are over, of which no event tells.
     assert_eq!(world::attached(&cgroup), 0);

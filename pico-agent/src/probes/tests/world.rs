@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::{Probes, Target, TraceEvent};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
@@ -62,6 +63,29 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         // Children are gone by now: they are declared, and so dropped, after their cgroup was made.
         let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Tracing of a cgroup under a number, of an app without ports, at addresses that no test uses.
+pub fn target(cgroup: &Cgroup, app: u32) -> Target {
+    Target {
+        cgroup: cgroup.id(),
+        app,
+        v4: Ipv4Addr::new(127, 9, 9, 9),
+        v6: Ipv6Addr::new(0xfd, 0, 0, 0, 0, 0, 0, 9),
+        ports: Vec::new(),
+    }
+}
+
+/// All that waits to be read.
+pub fn drain(probes: &Probes) -> Vec<TraceEvent> {
+    let mut all = Vec::new();
+    loop {
+        let events = probes.events().unwrap();
+        if events.is_empty() {
+            return all;
+        }
+        all.extend(events);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The page fault ring buffer: draining it, and waiting for it without polling.
+//! The ring buffer of what tracing sees: draining it, and waiting for it without polling.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,18 +6,47 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
-use pico_ebpf::{PageFault, names};
+use pico_ebpf::{EventKind, PageFault, SocketEvent, names};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes;
 
 use super::ProbeError;
 
-/// Faults handed out at once at most: an app that faults as fast as they are read must not keep a reader
+/// Events handed out at once at most: an app that faults as fast as they are read must not keep a reader
 /// from what else it has to do.
 const BATCH: usize = 4096;
 
-pub(super) struct FaultQueue {
+/// Something that a traced app did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceEvent {
+    /// It touched a page that was not there, or not to be written.
+    Fault(PageFault),
+    /// It received or sent, or a connection of its changed state.
+    Socket(SocketEvent),
+}
+
+impl TraceEvent {
+    /// The app's number.
+    pub fn app(&self) -> u32 {
+        match self {
+            TraceEvent::Fault(fault) => fault.app,
+            TraceEvent::Socket(event) => event.app,
+        }
+    }
+
+    fn read(record: &[u8]) -> Option<Self> {
+        let fault = PageFault::read_from_bytes(record).ok()?;
+        match EventKind::from_number(fault.kind)? {
+            EventKind::Fault => Some(TraceEvent::Fault(fault)),
+            EventKind::Received | EventKind::Sent | EventKind::Connection => {
+                SocketEvent::read_from_bytes(record).ok().map(TraceEvent::Socket)
+            }
+        }
+    }
+}
+
+pub(super) struct EventQueue {
     ring: Mutex<RingBuf<MapData>>,
     /// A duplicate of the ring's descriptor, registered with tokio when someone first waits: reading
     /// without waiting needs no runtime.
@@ -26,9 +55,9 @@ pub(super) struct FaultQueue {
     read: AtomicU64,
 }
 
-impl FaultQueue {
+impl EventQueue {
     pub(super) fn new(ring: RingBuf<MapData>, lost: PerCpuArray<MapData, u64>) -> Self {
-        FaultQueue {
+        EventQueue {
             ring: Mutex::new(ring),
             readiness: OnceLock::new(),
             lost,
@@ -37,27 +66,27 @@ impl FaultQueue {
     }
 
     /// What is there now, oldest first, at most [`BATCH`].
-    pub(super) fn drain(&self) -> Result<Vec<PageFault>, ProbeError> {
+    pub(super) fn drain(&self) -> Result<Vec<TraceEvent>, ProbeError> {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut faults = Vec::new();
-        while faults.len() < BATCH
+        let mut events = Vec::new();
+        while events.len() < BATCH
             && let Some(record) = ring.next()
         {
-            let fault = PageFault::read_from_bytes(&record);
-            faults.push(fault.map_err(|_| ProbeError::Stale("page fault events have another size"))?);
+            let event = TraceEvent::read(&record);
+            events.push(event.ok_or(ProbeError::Stale("events have another layout"))?);
         }
-        self.read.fetch_add(faults.len() as u64, Ordering::Relaxed);
-        Ok(faults)
+        self.read.fetch_add(events.len() as u64, Ordering::Relaxed);
+        Ok(events)
     }
 
-    /// As [`FaultQueue::drain`], but waits until there is at least one. Nothing is lost if it is cancelled.
-    pub(super) async fn next(&self) -> Result<Vec<PageFault>, ProbeError> {
+    /// As [`EventQueue::drain`], but waits until there is at least one. Nothing is lost if it is cancelled.
+    pub(super) async fn next(&self) -> Result<Vec<TraceEvent>, ProbeError> {
         loop {
-            let faults = self.drain()?;
-            if !faults.is_empty() {
-                return Ok(faults);
+            let events = self.drain()?;
+            if !events.is_empty() {
+                return Ok(events);
             }
-            // Readiness is cleared before the ring is looked at again: a fault that comes in between sets
+            // Readiness is cleared before the ring is looked at again: an event that comes in between sets
             // it anew.
             self.readiness()?
                 .readable()
@@ -67,19 +96,19 @@ impl FaultQueue {
         }
     }
 
-    /// Faults that found the ring full, all CPUs together.
+    /// Events that found the ring full, all CPUs together.
     pub(super) fn lost(&self) -> Result<u64, ProbeError> {
         match self.lost.get(&0, 0) {
             Ok(counts) => Ok(counts.iter().sum()),
             Err(source) => Err(ProbeError::Map {
-                map: names::FAULTS_LOST,
+                map: names::EVENTS_LOST,
                 action: "read",
                 source: Box::new(source),
             }),
         }
     }
 
-    /// Faults handed out so far.
+    /// Events handed out so far.
     pub(super) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
