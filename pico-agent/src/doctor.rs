@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::config;
 use crate::criu::command::{Criu, has_cap_sys_resource};
+use crate::probes::{self, Capabilities, PortSource};
 use crate::units::format_bytes;
 
 /// Everything needed works from here on (userfaultfd events, overlayfs options, `clone3`, pidfd).
@@ -156,7 +157,7 @@ pub fn examine(inputs: &Inputs) -> Vec<Row> {
     rows.push(overlay_row(&state));
     rows.push(criu_row(inputs, kernel.trim()));
     rows.push(sys_resource_row(inputs));
-    rows.push(tracepoints_row());
+    rows.extend(tracing_rows());
     rows.push(cgroup_skb_row());
     rows.extend(forwarding_rows());
     rows.extend(state_dir_rows(&state));
@@ -351,46 +352,59 @@ fn sys_resource_row(inputs: &Inputs) -> Row {
     }
 }
 
-fn tracepoints_row() -> Row {
-    let check = "tracepoints";
-    let mount = "mount -t tracefs tracefs /sys/kernel/tracing";
-    let places = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].map(Path::new);
-    let names = ["page_fault_user", "page_fault_kernel"];
-    let has_all = move |tracefs: &Path| {
-        names
-            .iter()
-            .all(|name| tracefs.join("events/exceptions").join(name).join("id").exists())
+/// The rows of [`tracing_rows`].
+const TRACING_CHECKS: [&str; 3] = ["tracepoints", "request-ports", "accessed-pages"];
+
+/// What of tracing works, by trying it. Apps wake without it, only slower: nothing is learned of what they touch.
+fn tracing_rows() -> Vec<Row> {
+    let said = |error: &probes::ProbeError| {
+        let cause = std::error::Error::source(error).map_or(String::new(), |cause| format!(" ({cause})"));
+        format!("{error}{cause}")
     };
-    if let Some(found) = places.into_iter().find(|place| has_all(place)) {
-        return Row::ok(
-            check,
-            format!(
-                "exceptions:{} in {}",
-                names.join(", exceptions:"),
-                found.display()
+    let works = match Capabilities::probe() {
+        Ok(works) => works,
+        Err(error) => {
+            let fix = "as it says; until then nothing is learned of what apps touch";
+            return TRACING_CHECKS
+                .map(|check| Row::warn(check, said(&error), fix))
+                .into();
+        }
+    };
+    let faults = works.user_faults.and(works.kernel_faults);
+    let [tracepoints, request_ports, accessed_pages] = TRACING_CHECKS;
+    vec![
+        match faults {
+            Ok(()) => Row::ok(
+                tracepoints,
+                "page faults are seen, in user mode and in system calls",
             ),
-        );
-    }
-    if places.into_iter().any(|place| place.join("events").is_dir()) {
-        return Row::fail(
-            check,
-            "no exceptions:page_fault_*",
-            "boot an x86-64 kernel with CONFIG_FTRACE=y",
-        );
-    }
-    match probe::with_tracefs(has_all) {
-        Ok(true) => Row::warn(
-            check,
-            "there, but tracefs is not mounted: page faults are not counted",
-            mount,
-        ),
-        Ok(false) => Row::fail(
-            check,
-            "no exceptions:page_fault_*",
-            "boot an x86-64 kernel with CONFIG_FTRACE=y",
-        ),
-        Err(why) => Row::fail(check, format!("tracefs is not mounted ({why})"), mount),
-    }
+            Err(error) => Row::warn(
+                tracepoints,
+                said(&error),
+                "boot an x86-64 kernel with CONFIG_BPF_EVENTS=y; until then the pager alone sees faults",
+            ),
+        },
+        match works.ports {
+            Ok(PortSource::Sockets) => Row::ok(request_ports, "by tracepoints of the socket layer"),
+            Ok(PortSource::SystemCalls) => Row::ok(
+                request_ports,
+                "by system calls; Linux 6.3 has tracepoints that cost less",
+            ),
+            Err(error) => Row::warn(
+                request_ports,
+                said(&error),
+                "boot a kernel with CONFIG_DEBUG_INFO_BTF=y; until then an app's ports are not told apart",
+            ),
+        },
+        match works.accessed {
+            Ok(()) => Row::ok(accessed_pages, "read from page tables"),
+            Err(error) => Row::warn(
+                accessed_pages,
+                said(&error),
+                "nothing; now and then a wake installs pages on fault instead of ahead, to see what is used",
+            ),
+        },
+    ]
 }
 
 fn cgroup_skb_row() -> Row {

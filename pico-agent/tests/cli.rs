@@ -208,6 +208,8 @@ fn doctor_answers_with_a_row_for_each_need_and_a_remedy_for_each_lack() {
         "criu",
         "cap-sys-resource",
         "tracepoints",
+        "request-ports",
+        "accessed-pages",
         "ebpf-cgroup-skb",
         "ip-forward",
         "state-dir",

@@ -58,22 +58,6 @@ pub(super) fn overlay(directory: &Path) -> Result<(), String> {
     outcome.map_err(|error| error.to_string())
 }
 
-/// Lets `look` look at a tracefs, where none is mounted.
-pub(super) fn with_tracefs(look: impl FnOnce(&Path) -> bool + Send + 'static) -> Result<bool, String> {
-    let found = in_own_mounts(move || {
-        let at = Path::new("/sys/kernel/tracing");
-        mount(
-            Some("tracefs"),
-            at,
-            Some("tracefs"),
-            MsFlags::MS_RDONLY,
-            None::<&str>,
-        )?;
-        Ok(look(at))
-    });
-    found.map_err(|error| error.to_string())
-}
-
 /// The kind of memory file system that a directory is on, if any.
 pub(super) fn in_memory(directory: &Path) -> io::Result<Option<&'static str>> {
     let kind = statfs(directory)?.filesystem_type();
