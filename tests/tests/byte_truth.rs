@@ -115,7 +115,7 @@ fn every_page_is_right_after_random_swaps_with_random_changes_between() -> Resul
 }
 
 /// Each kind of object of a checkpoint, as part of its key.
-const OBJECTS: [&str; 5] = ["/bundle", "/index", "/files", "/pages-", ".sums"];
+const OBJECTS: [&str; 5] = ["/bundle", "/index", "/files", "/pages-", "/sums"];
 
 #[test]
 fn no_fault_of_the_store_in_any_object_puts_a_wrong_byte_into_memory() -> Result<()> {

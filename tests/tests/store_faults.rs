@@ -61,7 +61,7 @@ fn a_single_fault_of_any_kind_goes_unnoticed() -> Result<()> {
             // One in the metadata that come first, one in the pages that come later.
             rig.shaper()?.inject(Rule::new("GET", "/", fault).times(1));
             rig.shaper()?
-                .inject(Rule::new("GET", "/", fault).after(6).times(1));
+                .inject(Rule::new("GET", "/", fault).after(4).times(1));
             let count = app.ask("count")?;
             ensure!(count == round.to_string(), "{fault:?}: {count}");
             let verified = app.ask("verify")?;

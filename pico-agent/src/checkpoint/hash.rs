@@ -157,27 +157,9 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// The hashes of the 64 KiB blocks of one page object (its `.sums` object): 32 bytes a block, nothing
-/// else; the last block may be shorter. The sums object itself is covered by its hash in the manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockSums {
-    sums: Vec<Hash>,
-    bytes: u64,
-}
-
-/// A block or a sums object that is not what the manifest says.
+/// A block that is not what its checksum says.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SumError {
-    /// The sums object has the wrong length for its page object.
-    #[error("a page object of {bytes} bytes needs {expected} bytes of block sums, {found} were found")]
-    Length {
-        /// Length of the page object.
-        bytes: u64,
-        /// Length its sums must have.
-        expected: u64,
-        /// Length they have.
-        found: u64,
-    },
     /// A block's content differs from its checksum.
     #[error("block {block} of the page object is damaged: its checksum differs")]
     Block {
@@ -206,75 +188,53 @@ pub fn block_len(bytes: u64, block: u64) -> Option<usize> {
     usize::try_from(rest.min(BLOCK_SIZE as u64)).ok()
 }
 
-impl BlockSums {
-    /// The sums of everything `pages` yields, read to its end.
-    pub fn of(mut pages: impl Read) -> io::Result<Self> {
-        let (mut sums, mut total) = (Vec::new(), 0);
-        let mut block = vec![0; BLOCK_SIZE];
-        loop {
-            let mut len = 0;
-            while len < BLOCK_SIZE {
-                match pages.read(&mut block[len..]) {
-                    Ok(0) => break,
-                    Ok(n) => len += n,
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) => return Err(e),
-                }
-            }
-            if len > 0 {
-                sums.push(Hash::of(&block[..len]));
-                total += len as u64;
-            }
-            if len < BLOCK_SIZE {
-                return Ok(BlockSums { sums, bytes: total });
+/// Bytes that the block sums of a page object of `bytes` bytes take.
+pub fn sums_len(bytes: u64) -> u64 {
+    block_count(bytes) * HASH_SIZE as u64
+}
+
+/// Writes the block sums of everything that `pages` yields, read to its end; gives its length.
+///
+/// # Errors
+/// When one cannot be read or the other not be written.
+pub fn write_sums(mut pages: impl Read, mut sums: impl Write) -> io::Result<u64> {
+    let mut total = 0;
+    let mut block = vec![0; BLOCK_SIZE];
+    loop {
+        let mut len = 0;
+        while len < BLOCK_SIZE {
+            match pages.read(&mut block[len..]) {
+                Ok(0) => break,
+                Ok(n) => len += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
         }
-    }
-
-    /// Reads a sums object that belongs to a page object of `bytes` bytes.
-    pub fn decode(object: &[u8], bytes: u64) -> Result<Self, SumError> {
-        let expected = block_count(bytes) * HASH_SIZE as u64;
-        let found = object.len() as u64;
-        if found != expected {
-            return Err(SumError::Length {
-                bytes,
-                expected,
-                found,
-            });
+        if len > 0 {
+            sums.write_all(&Hash::of(&block[..len]).0)?;
+            total += len as u64;
         }
-        let (sums, _) = object.as_chunks::<HASH_SIZE>();
-        Ok(BlockSums {
-            sums: sums.iter().map(|sum| Hash(*sum)).collect(),
-            bytes,
-        })
-    }
-
-    /// The sums object.
-    pub fn encode(&self) -> Vec<u8> {
-        self.sums.iter().flat_map(|sum| sum.0).collect()
-    }
-
-    /// Length of the page object these sums belong to.
-    pub fn page_bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Fails unless `data` is exactly block number `block`.
-    pub fn verify(&self, block: u64, data: &[u8]) -> Result<(), SumError> {
-        let sum = usize::try_from(block).ok().and_then(|i| self.sums.get(i));
-        match sum {
-            Some(sum) if block_len(self.bytes, block) == Some(data.len()) => {
-                if *sum == Hash::of(data) {
-                    Ok(())
-                } else {
-                    Err(SumError::Block { block })
-                }
-            }
-            _ => Err(SumError::NoBlock {
-                block,
-                found: data.len(),
-            }),
+        if len < BLOCK_SIZE {
+            return Ok(total);
         }
+    }
+}
+
+/// Fails unless `data` is exactly block number `block` of a page object of `bytes` bytes and has the sum `sum`.
+///
+/// # Errors
+/// Which of the two it is not.
+pub fn verify_block(bytes: u64, block: u64, data: &[u8], sum: Hash) -> Result<(), SumError> {
+    if block_len(bytes, block) != Some(data.len()) {
+        return Err(SumError::NoBlock {
+            block,
+            found: data.len(),
+        });
+    }
+    if sum == Hash::of(data) {
+        Ok(())
+    } else {
+        Err(SumError::Block { block })
     }
 }
 
@@ -295,33 +255,38 @@ mod tests {
         assert_eq!("é".repeat(32).parse::<Hash>(), Err(HashTextError));
     }
 
+    fn sum(sums: &[u8], block: usize) -> Hash {
+        Hash(sums[block * HASH_SIZE..][..HASH_SIZE].try_into().unwrap())
+    }
+
     #[test]
     fn a_flipped_bit_in_any_block_is_found() {
         let mut pages = vec![7; 2 * BLOCK_SIZE + 4096];
-        let sums = BlockSums::of(&pages[..]).unwrap();
+        let bytes = pages.len() as u64;
+        let mut sums = Vec::new();
+        assert_eq!(write_sums(&pages[..], &mut sums).unwrap(), bytes);
         pages[BLOCK_SIZE + 9] ^= 1;
         let blocks: Vec<_> = pages.chunks(BLOCK_SIZE).collect();
-        assert_eq!(sums.verify(0, blocks[0]), Ok(()));
-        assert_eq!(sums.verify(1, blocks[1]), Err(SumError::Block { block: 1 }));
-        assert_eq!(sums.verify(2, blocks[2]), Ok(()));
-        assert_eq!(
-            sums.verify(2, blocks[1]),
-            Err(SumError::NoBlock {
-                block: 2,
-                found: BLOCK_SIZE
-            })
-        );
-        assert!(sums.verify(3, blocks[2]).is_err());
-        assert!(sums.verify(u64::MAX, blocks[2]).is_err());
+        let verify = |nth: u64, data| verify_block(bytes, nth, data, sum(&sums, nth.min(2) as usize));
+        assert_eq!(verify(0, blocks[0]), Ok(()));
+        assert_eq!(verify(1, blocks[1]), Err(SumError::Block { block: 1 }));
+        assert_eq!(verify(2, blocks[2]), Ok(()));
+        let found = BLOCK_SIZE;
+        assert_eq!(verify(2, blocks[1]), Err(SumError::NoBlock { block: 2, found }));
+        assert!(verify(3, blocks[2]).is_err());
+        assert!(verify(u64::MAX, blocks[2]).is_err());
     }
 
     proptest! {
         #[test]
-        fn sums_read_back_as_written(len in 0usize..3 * BLOCK_SIZE) {
-            let sums = BlockSums::of(&vec![3; len][..]).unwrap();
-            let object = sums.encode();
-            prop_assert_eq!(BlockSums::decode(&object, len as u64).unwrap(), sums);
-            prop_assert!(BlockSums::decode(&object, (len + 2 * BLOCK_SIZE) as u64).is_err());
+        fn every_block_has_its_sum(len in 0usize..3 * BLOCK_SIZE) {
+            let pages: Vec<u8> = (0..len).map(|at| u8::try_from(at / 1000).unwrap()).collect();
+            let mut sums = Vec::new();
+            prop_assert_eq!(write_sums(&pages[..], &mut sums).unwrap(), len as u64);
+            prop_assert_eq!(sums.len() as u64, sums_len(len as u64));
+            for (nth, block) in pages.chunks(BLOCK_SIZE).enumerate() {
+                prop_assert_eq!(verify_block(len as u64, nth as u64, block, sum(&sums, nth)), Ok(()));
+            }
         }
 
         #[test]

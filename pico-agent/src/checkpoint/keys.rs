@@ -37,9 +37,9 @@ pub fn pages(app: &str, generation: u64, number: u32) -> String {
     format!("apps/{app}/{generation}/pages-{number}")
 }
 
-/// Key of the block sums of page object number `number` of one generation.
-pub fn sums(app: &str, generation: u64, number: u32) -> String {
-    format!("apps/{app}/{generation}/pages-{number}.sums")
+/// Key of the block sums of all page objects that one generation names.
+pub fn sums(app: &str, generation: u64) -> String {
+    format!("apps/{app}/{generation}/sums")
 }
 
 /// The generation an object of `app` belongs to; `None` for its manifest and for foreign keys. This is
@@ -65,7 +65,7 @@ mod tests {
             index("web", 7),
             files("web", 7),
             pages("web", 7, 0),
-            sums("web", 7, 12),
+            sums("web", 7),
         ] {
             assert!(key.starts_with(&generation_prefix("web", 7)), "{key}");
             assert_eq!(generation_of("web", &key), Some(7), "{key}");

@@ -6,8 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::hash::{Digest, HASH_SIZE, Hash, block_count};
-use super::{OBJECT_MAX, index::PAGE_SIZE, keys, root_file::RootFile};
+use super::hash::{Digest, HASH_SIZE, Hash, sums_len};
+use super::index::{ObjectId, PAGE_SIZE};
+use super::{OBJECT_MAX, keys, root_file::RootFile};
 
 /// What [`Manifest::schema`] says for the version written here, and the only one that is read.
 pub const SCHEMA: &str = "pico.checkpoint/1";
@@ -40,6 +41,9 @@ pub struct Manifest {
     pub files: Option<Object>,
     /// Every page object that the index refers to, oldest generation first.
     pub pages: Vec<PageObject>,
+    /// The object with their block sums ([`super::hash::write_sums`]), in the order of `pages`: one read, however many
+    /// generations the pages are of.
+    pub sums: Object,
     /// Files of the app's root file system that its processes have mapped or open.
     pub root_files: Vec<RootFile>,
 }
@@ -96,7 +100,7 @@ impl Object {
     }
 }
 
-/// A page object: memory pages one behind the other. It is read in blocks, each checked against `sums`.
+/// A page object: memory pages one behind the other. It is read in blocks, each checked against [`Manifest::sums`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageObject {
     /// The checkpoint that wrote it (at most the manifest's own generation).
@@ -107,8 +111,16 @@ pub struct PageObject {
     pub key: String,
     /// Its exact length, a multiple of the page size.
     pub bytes: u64,
-    /// The object with its block sums ([`super::hash::BlockSums`]).
-    pub sums: Object,
+}
+
+impl PageObject {
+    /// Its name.
+    pub fn id(&self) -> ObjectId {
+        ObjectId {
+            generation: self.generation,
+            number: self.number,
+        }
+    }
 }
 
 /// What [`Manifest::decode`] accepts at most.
@@ -180,6 +192,13 @@ fn wrong<T>(what: impl Into<String>) -> Result<T, ManifestError> {
 }
 
 impl Manifest {
+    /// Every object that it names, but for the page objects.
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        [&self.bundle, &self.index, &self.sums]
+            .into_iter()
+            .chain(&self.files)
+    }
+
     /// The document, with its checksum filled in. Refuses what [`Manifest::decode`] would refuse.
     pub fn encode(&self) -> Result<Vec<u8>, ManifestError> {
         let mut manifest = Manifest {
@@ -270,10 +289,10 @@ impl Manifest {
                     page.key, page.bytes
                 ));
             }
-            self.check_object(&page.sums, OBJECT_MAX)?;
-            if page.sums.bytes != block_count(page.bytes) * HASH_SIZE as u64 {
-                return wrong(format!("the sums of {} have the wrong length", page.key));
-            }
+        }
+        self.check_object(&self.sums, OBJECT_MAX)?;
+        if self.sums.bytes != self.pages.iter().map(|page| sums_len(page.bytes)).sum::<u64>() {
+            return wrong("the block sums have the wrong length");
         }
         if self.root_files.len() > limits.root_files {
             return wrong(format!(

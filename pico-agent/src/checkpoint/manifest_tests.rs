@@ -39,11 +39,11 @@ prop_compose! {
             places.into_iter().map(|(g, n, pages)| ((g % generation + 1, n), pages)).collect();
         places.sort();
         places.dedup_by_key(|(place, _)| *place);
-        let pages = places.into_iter().map(|((g, number), pages)| {
-            let bytes = pages * PAGE_SIZE;
-            let sums = object(keys::sums(&app, g, number), (block_count(bytes) * HASH_SIZE as u64, sum));
-            PageObject { generation: g, number, key: keys::pages(&app, g, number), bytes, sums }
+        let pages: Vec<_> = places.into_iter().map(|((generation, number), pages)| {
+            let key = keys::pages(&app, generation, number);
+            PageObject { generation, number, key, bytes: pages * PAGE_SIZE }
         }).collect();
+        let all_sums = pages.iter().map(|page| sums_len(page.bytes)).sum();
         Manifest {
             schema: SCHEMA.into(),
             blake3: Hash([0; HASH_SIZE]),
@@ -55,6 +55,7 @@ prop_compose! {
             index: object(keys::index(&app, generation), index),
             files: files.map(|f| object(keys::files(&app, generation), f)),
             pages,
+            sums: object(keys::sums(&app, generation), (all_sums, sum)),
             root_files,
             app,
         }
@@ -91,11 +92,11 @@ fn simple() -> Manifest {
             number: 0,
             key: keys::pages("web", 1, 0),
             bytes: 4096,
-            sums: Object {
-                bytes: 32,
-                ..object(keys::sums("web", 1, 0))
-            },
         }],
+        sums: Object {
+            bytes: 32,
+            ..object(keys::sums("web", 2))
+        },
         root_files: vec![],
     }
 }
@@ -179,7 +180,7 @@ fn what_cannot_be_is_refused() {
         ("an empty key part", |m| m.index.key = "apps/web//index".into()),
         ("an impossible size", |m| m.index.bytes = u64::MAX),
         ("half a page", |m| m.pages[0].bytes = 4097),
-        ("sums that do not fit", |m| m.pages[0].sums.bytes = 64),
+        ("sums that do not fit", |m| m.sums.bytes = 64),
         ("pages of a later generation", |m| m.pages[0].generation = 3),
         ("the same page object twice", |m| m.pages.push(m.pages[0].clone())),
         ("a relative root file", |m| {

@@ -4,7 +4,7 @@
 //! * `doorway`: what the gate is told of an app at rest
 //! * `app`: the actor; `start`, `swap_in`, `swap_out`: what it does
 //! * [`state`], [`policy`], [`record`], [`registration`]: pure: the states, the decisions, what is remembered
-//! * [`transfer`]: checkpoints to and from the object store; `publish`: which of them is the current one
+//! * [`transfer`]: checkpoints to the object store; `publish`: which of them is the current one; `fetch`: their way back
 //! * [`host`], [`paths`]: what apps share, and where an app's things lie
 //!
 //! Uses gate, sandbox, shim, probes and store; none of them knows it, nor each other.
@@ -13,6 +13,7 @@ pub mod agent;
 mod app;
 mod apps;
 mod doorway;
+mod fetch;
 pub mod host;
 pub mod paths;
 pub mod policy;

@@ -55,6 +55,11 @@ impl AppPaths {
         self.dir.join("pages")
     }
 
+    /// The block sums of all page objects that the manifest of `generation` names.
+    pub fn sums(&self, generation: u64) -> PathBuf {
+        self.pages().join(format!("{generation}.sums"))
+    }
+
     /// All local checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
         self.dir.join("ckpt")
@@ -90,7 +95,7 @@ impl AppPaths {
         self.dir.join("trace")
     }
 
-    /// Objects of a checkpoint on their way to the store.
+    /// Objects of a checkpoint on their way to or from the store.
     pub fn transfer(&self, generation: u64) -> PathBuf {
         self.dir.join("transfer").join(generation.to_string())
     }

@@ -361,7 +361,7 @@ fn read_ahead(checkpoint: &Path, pages: &Path, generation: u64) {
     };
     let mut objects: Vec<PathBuf> = list(pages).into_iter().filter(is_newest).collect();
     let size = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.len());
-    if objects.iter().map(size).sum::<u64>() > super::transfer::FIRST_PAGES_BYTES {
+    if objects.iter().map(size).sum::<u64>() > super::fetch::FIRST_PAGES_BYTES {
         objects.clear();
     }
     for path in list(&checkpoint.join(IMAGES_DIR))

@@ -1,31 +1,33 @@
-//! Checkpoints between this host and the object store. Everything fetched is checked before it is used.
+//! An app's objects in the store, and a checkpoint's way there. The way back is in [`super::fetch`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use super::fetch::{Known, Sources, remove_other_sums};
 use super::paths::AppPaths;
-use crate::checkpoint::BLOCK_SIZE;
-use crate::checkpoint::archive::{self, Budget};
+use crate::checkpoint::archive;
 use crate::checkpoint::bundle;
-use crate::checkpoint::hash::{BlockSums, Digest, block_len};
-use crate::checkpoint::index::{IndexError, Object as IndexObject, ObjectId, PageIndex};
+use crate::checkpoint::hash::{Digest, Hashing, write_sums};
+use crate::checkpoint::index::{IndexError, ObjectId, PageIndex};
 use crate::checkpoint::keys;
 use crate::checkpoint::local::{DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE};
 use crate::checkpoint::manifest::{self, Manifest, ManifestError, PageObject};
 use crate::failpoint;
 use crate::store::cache::CacheError;
-use crate::store::{ETag, PageCache, PageFile, Store, StoreError};
+use crate::store::{ETag, PageCache, Store, StoreError};
 
-/// Newest page objects up to this size in all come with the first wave: they are what the last wake touched.
-pub(super) const FIRST_PAGES_BYTES: u64 = 8 << 20;
-/// Ranges that one page object is fetched in.
-const RANGE_BYTES: usize = 512 << 10;
+/// Names of objects in [`AppPaths::transfer`].
+pub(super) const BUNDLE: &str = "bundle";
+/// The page index, on its way from the store.
+pub(super) const INDEX: &str = "index";
+/// The writable layer.
+pub(super) const FILES: &str = "files";
 
 /// Why a checkpoint could not be stored or fetched.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +77,7 @@ pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
     }
 }
 
-fn content<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> TransferError {
+pub(super) fn content<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> TransferError {
     move |error| TransferError::Content {
         what,
         reason: error.to_string(),
@@ -98,7 +100,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    fn count(&self, bytes: usize) {
+    pub(super) fn count(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.gets.fetch_add(1, Ordering::Relaxed);
     }
@@ -151,7 +153,7 @@ impl Remote {
         let (upper, dir) = (self.paths.upper(), self.paths.transfer(generation));
         blocking(move || {
             fs::create_dir_all(&dir).map_err(at(&dir))?;
-            let path = dir.join("files");
+            let path = dir.join(FILES);
             let output = BufWriter::new(File::create(&path).map_err(at(&path))?);
             let summary = archive::pack(&upper, output).map_err(content("the writable layer"))?;
             Ok(summary.digest)
@@ -174,12 +176,12 @@ impl Remote {
         let checkpoint = self.paths.checkpoint(generation);
         let local = self.clone();
         let prepared = blocking(move || local.prepare(&checkpoint, generation)).await?;
-        let stored = self.read_manifest().unwrap_or_default();
+        let known = self.known_objects(&prepared.index).await?;
         let mut pages = Vec::new();
         for object in &prepared.index.objects {
-            match stored.iter().find(|page| id_of(page) == object.id) {
-                Some(known) => pages.push(known.clone()),
-                None => pages.push(self.upload_pages(object).await?),
+            match known.as_ref().and_then(|known| known.page(object.id)) {
+                Some(stored) => pages.push(stored.clone()),
+                None => pages.push(self.upload_pages(object.id, generation).await?),
             }
         }
         pages.sort_by_key(|page| (page.generation, page.number));
@@ -187,11 +189,19 @@ impl Remote {
         let bundle_key = keys::bundle(&self.app, generation);
         let index_key = keys::index(&self.app, generation);
         let files_key = keys::files(&self.app, generation);
-        self.put_file(&bundle_key, &transfer.join("bundle"), prepared.bundle.bytes)
+        let sums_key = keys::sums(&self.app, generation);
+        let sums_path = self.paths.sums(generation);
+        let sums = blocking({
+            let (pages, to, parts) = (pages.clone(), sums_path.clone(), transfer.clone());
+            move || join_sums(&pages, known.as_deref(), &parts, &to)
+        })
+        .await?;
+        self.put_file(&bundle_key, &transfer.join(BUNDLE), prepared.bundle.bytes)
             .await?;
         self.store.put(&index_key, prepared.index_bytes.clone()).await?;
-        self.put_file(&files_key, &transfer.join("files"), files.bytes)
+        self.put_file(&files_key, &transfer.join(FILES), files.bytes)
             .await?;
+        self.put_file(&sums_key, &sums_path, sums.bytes).await?;
         let manifest = Manifest {
             schema: manifest::SCHEMA.to_owned(),
             blake3: Digest::of(b"").blake3,
@@ -204,6 +214,7 @@ impl Remote {
             index: manifest::Object::new(index_key, Digest::of(&prepared.index_bytes)),
             files: Some(manifest::Object::new(files_key, files)),
             pages,
+            sums: manifest::Object::new(sums_key, sums),
             root_files: prepared.dump.root_files,
         };
         let bytes = Bytes::from(manifest.encode()?);
@@ -211,6 +222,7 @@ impl Remote {
         let etag = self.publish(generation, &bytes, previous).await?;
         failpoint::reach("agent.published");
         let _ = fs::remove_dir_all(&transfer);
+        remove_other_sums(&self.paths, generation);
         self.collect_garbage(&manifest).await;
         Ok(Stored {
             etag,
@@ -236,7 +248,7 @@ impl Remote {
             fs::hard_link(entry.path(), staged.join(entry.file_name())).map_err(at(&staged))?;
         }
         fs::write(staged.join(DUMP_FILE), &dump_bytes).map_err(at(&staged))?;
-        let path = transfer.join("bundle");
+        let path = transfer.join(BUNDLE);
         let output = BufWriter::new(File::create(&path).map_err(at(&path))?);
         let digest = bundle::pack(&staged, output).map_err(content("CRIU's images"))?;
         Ok(Prepared {
@@ -247,31 +259,48 @@ impl Remote {
         })
     }
 
-    async fn upload_pages(&self, object: &IndexObject) -> Result<PageObject, TransferError> {
-        let ObjectId { generation, number } = object.id;
-        let path = PageCache::open(self.paths.pages())?.complete_path(generation, number);
-        let sums = blocking({
+    /// What the last manifest of this host knows of page objects, if any of them is in `index`.
+    async fn known_objects(&self, index: &PageIndex) -> Result<Option<Arc<Known>>, TransferError> {
+        let Some(manifest) = self.read_manifest() else {
+            return Ok(None);
+        };
+        let stored: HashSet<ObjectId> = manifest.pages.iter().map(PageObject::id).collect();
+        if !index.objects.iter().any(|object| stored.contains(&object.id)) {
+            return Ok(None);
+        }
+        let paths = self.paths.clone();
+        if let Ok(known) = blocking(move || Known::open(&paths)).await {
+            return Ok(Some(known));
+        }
+        // Cut off between the manifest's PUT and here, or damaged: the store has them.
+        self.fetch(&manifest.sums, self.paths.sums(manifest.generation))
+            .await?;
+        let paths = self.paths.clone();
+        blocking(move || Known::open(&paths)).await.map(Some)
+    }
+
+    /// Stores a page object; its block sums are left with what is on its way with checkpoint `generation`.
+    async fn upload_pages(&self, id: ObjectId, generation: u64) -> Result<PageObject, TransferError> {
+        let path = PageCache::open(self.paths.pages())?.complete_path(id.generation, id.number);
+        let sums = self.paths.transfer(generation).join(id.to_string());
+        let bytes = blocking({
             let path = path.clone();
             move || {
-                let file = File::open(&path).map_err(at(&path))?;
-                BlockSums::of(BufReader::new(file)).map_err(at(&path))
+                let pages = BufReader::new(File::open(&path).map_err(at(&path))?);
+                let mut out = BufWriter::new(File::create(&sums).map_err(at(&sums))?);
+                let bytes = write_sums(pages, &mut out).map_err(at(&path))?;
+                io::Write::flush(&mut out).map_err(at(&sums))?;
+                Ok(bytes)
             }
         })
         .await?;
-        let encoded = Bytes::from(sums.encode());
-        let (key, sums_key) = (
-            keys::pages(&self.app, generation, number),
-            keys::sums(&self.app, generation, number),
-        );
-        self.put_file(&key, &path, sums.page_bytes()).await?;
-        let digest = Digest::of(&encoded);
-        self.store.put(&sums_key, encoded).await?;
+        let key = keys::pages(&self.app, id.generation, id.number);
+        self.put_file(&key, &path, bytes).await?;
         Ok(PageObject {
-            generation,
-            number,
+            generation: id.generation,
+            number: id.number,
             key,
-            bytes: sums.page_bytes(),
-            sums: manifest::Object::new(sums_key, digest),
+            bytes,
         })
     }
 
@@ -286,25 +315,16 @@ impl Remote {
         }
     }
 
-    /// The page objects that the last manifest this host stored or read lists.
-    fn read_manifest(&self) -> Option<Vec<PageObject>> {
+    /// The last manifest that this host stored or read.
+    fn read_manifest(&self) -> Option<Manifest> {
         let bytes = fs::read(self.paths.manifest()).ok()?;
-        Manifest::decode(&bytes, &manifest::Limits::default())
-            .ok()
-            .map(|manifest| manifest.pages)
+        Manifest::decode(&bytes, &manifest::Limits::default()).ok()
     }
 
     /// Deletes what no checkpoint needs any more. What cannot be deleted now is deleted next time.
     async fn collect_garbage(&self, manifest: &Manifest) {
-        let mut kept: HashSet<&str> =
-            HashSet::from([manifest.bundle.key.as_str(), manifest.index.key.as_str()]);
-        kept.extend(manifest.files.iter().map(|files| files.key.as_str()));
-        kept.extend(
-            manifest
-                .pages
-                .iter()
-                .flat_map(|page| [page.key.as_str(), page.sums.key.as_str()]),
-        );
+        let mut kept: HashSet<&str> = manifest.objects().map(|object| object.key.as_str()).collect();
+        kept.extend(manifest.pages.iter().map(|page| page.key.as_str()));
         let manifest_key = keys::manifest(&self.app);
         kept.insert(&manifest_key);
         let listed = match self.store.list(&keys::app_prefix(&self.app)).await {
@@ -335,145 +355,6 @@ impl Remote {
         let keys: Vec<String> = listed.into_iter().map(|(key, _)| key).collect();
         Ok(self.store.delete(&keys).await?)
     }
-
-    async fn fetch(&self, object: &manifest::Object) -> Result<Bytes, TransferError> {
-        let (bytes, _) = self.store.get(&object.key, object.bytes).await?;
-        self.meter.count(bytes.len());
-        if Digest::of(&bytes) != object.digest() {
-            return Err(TransferError::Damaged {
-                key: object.key.clone(),
-            });
-        }
-        Ok(bytes)
-    }
-
-    /// Fetches all that a cold app needs before it can run: images, index, files, block sums, and the newest page
-    /// objects if they are small, in one wave. The page objects' other blocks come on demand.
-    ///
-    /// # Errors
-    /// When the store does not answer, or answers with other bytes than were stored.
-    pub async fn download(&self, generation: u64) -> Result<(), TransferError> {
-        let path = self.paths.manifest();
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let limit = manifest::Limits::default().document;
-                let (bytes, _) = self.store.get(&keys::manifest(&self.app), limit).await?;
-                self.meter.count(bytes.len());
-                super::record::write_atomically(&path, &bytes).map_err(at(&path))?;
-                bytes.to_vec()
-            }
-            Err(error) => return Err(at(&path)(error)),
-        };
-        let manifest = Manifest::decode(&bytes, &manifest::Limits::default())?;
-        let files = manifest.files.clone();
-        let fetch_files = async {
-            match &files {
-                Some(files) => self.fetch(files).await.map(Some),
-                None => Ok(None),
-            }
-        };
-        let sums =
-            futures_util::future::try_join_all(manifest.pages.iter().map(|page| self.fetch(&page.sums)));
-        let newest: Vec<&PageObject> = manifest
-            .pages
-            .iter()
-            .filter(|page| page.generation == generation)
-            .collect();
-        let small = newest.iter().map(|page| page.bytes).sum::<u64>() <= FIRST_PAGES_BYTES
-            && manifest.pages.len() > newest.len();
-        let first = newest.into_iter().filter(|_| small);
-        let first = futures_util::future::try_join_all(first.map(|page| self.fetch_whole(page)));
-        let (bundle, index, files, sums, first) = tokio::try_join!(
-            self.fetch(&manifest.bundle),
-            self.fetch(&manifest.index),
-            fetch_files,
-            sums,
-            first
-        )?;
-        let paths = self.paths.clone();
-        blocking(move || lay_out(&paths, &manifest, &bundle, &index, files, &sums, first)).await
-    }
-
-    /// A whole page object by parallel ranges.
-    async fn fetch_whole(&self, page: &PageObject) -> Result<(ObjectId, Vec<Bytes>), TransferError> {
-        let ranges = (0..page.bytes).step_by(RANGE_BYTES);
-        let parts = futures_util::future::try_join_all(ranges.map(|offset| async move {
-            let length = usize::try_from(page.bytes - offset)
-                .unwrap_or(RANGE_BYTES)
-                .min(RANGE_BYTES);
-            let bytes = self.store.get_range(&page.key, offset, length, None).await?;
-            self.meter.count(bytes.len());
-            Ok::<_, TransferError>(bytes)
-        }));
-        Ok((id_of(page), parts.await?))
-    }
-
-    /// Fetches one block of a page object into the local copy.
-    ///
-    /// # Errors
-    /// When the store does not answer, or the block is not what was stored.
-    pub async fn fetch_block(&self, object: ObjectId, block: u64) -> Result<(), TransferError> {
-        let remote = self.clone();
-        let source = blocking(move || remote.source(object)).await?;
-        let length = block_len(source.page.bytes, block).ok_or_else(|| TransferError::Content {
-            what: "the page index",
-            reason: format!("page object {object} has no block {block}"),
-        })?;
-        let offset = block * BLOCK_SIZE as u64;
-        let data = self
-            .store
-            .get_range(&source.page.key, offset, length, None)
-            .await?;
-        self.meter.count(data.len());
-        source
-            .sums
-            .verify(block, &data)
-            .map_err(|_| TransferError::Damaged {
-                key: source.page.key.clone(),
-            })?;
-        blocking(move || Ok(source.file.write_block(block, &data)?)).await
-    }
-
-    /// What is known of a page object that is fetched block by block.
-    fn source(&self, object: ObjectId) -> Result<Arc<Source>, TransferError> {
-        let mut sources = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(source) = sources.get(&object) {
-            return Ok(source.clone());
-        }
-        let manifest = self.read_manifest().unwrap_or_default();
-        let page = manifest.into_iter().find(|page| id_of(page) == object);
-        let page = page.ok_or_else(|| TransferError::Content {
-            what: "the manifest",
-            reason: format!("it lists no page object {object}"),
-        })?;
-        let path = sums_path(&self.paths, object);
-        let encoded = fs::read(&path).map_err(at(&path))?;
-        let sums = BlockSums::decode(&encoded, page.bytes).map_err(content("block sums"))?;
-        let file =
-            PageCache::open(self.paths.pages())?.writer(object.generation, object.number, page.bytes)?;
-        let source = Arc::new(Source { page, sums, file });
-        sources.insert(object, source.clone());
-        Ok(source)
-    }
-}
-
-/// Page objects of one app that are being fetched, with the one writer of each local copy.
-#[derive(Debug, Clone, Default)]
-pub struct Sources(Arc<Mutex<HashMap<ObjectId, Arc<Source>>>>);
-
-impl Sources {
-    /// Closes all of them: the app's local copies are about to change.
-    pub fn close(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
-
-#[derive(Debug)]
-struct Source {
-    page: PageObject,
-    sums: BlockSums,
-    file: PageFile,
 }
 
 struct Prepared {
@@ -492,76 +373,31 @@ fn this_host() -> Result<manifest::Host, TransferError> {
     })
 }
 
-fn id_of(page: &PageObject) -> ObjectId {
-    ObjectId {
-        generation: page.generation,
-        number: page.number,
-    }
-}
-
-fn sums_path(paths: &AppPaths, object: ObjectId) -> PathBuf {
-    paths.pages().join(format!("{object}.sums"))
-}
-
 fn total_bytes(manifest: &Manifest) -> u64 {
-    let objects = [&manifest.bundle, &manifest.index]
-        .into_iter()
-        .chain(&manifest.files);
-    let pages = manifest.pages.iter().map(|page| page.bytes + page.sums.bytes);
-    objects.map(|object| object.bytes).chain(pages).sum()
+    let pages = manifest.pages.iter().map(|page| page.bytes);
+    manifest.objects().map(|object| object.bytes).chain(pages).sum()
 }
 
-/// Puts what was fetched where a warm app has it; the checkpoint gets its name last.
-fn lay_out(
-    paths: &AppPaths,
-    manifest: &Manifest,
-    bundle: &Bytes,
-    index: &Bytes,
-    files: Option<Bytes>,
-    sums: &[Bytes],
-    first: Vec<(ObjectId, Vec<Bytes>)>,
-) -> Result<(), TransferError> {
-    let unfinished = paths.unfinished(manifest.generation);
-    let images = unfinished.join(IMAGES_DIR);
-    let _ = fs::remove_dir_all(&unfinished);
-    fs::create_dir_all(&images).map_err(at(&images))?;
-    bundle::unpack(bundle.as_ref(), &images).map_err(content("CRIU's images"))?;
-    fs::rename(images.join(DUMP_FILE), unfinished.join(DUMP_FILE)).map_err(at(&unfinished))?;
-    PageIndex::decode(index)?;
-    fs::write(unfinished.join(INDEX_FILE), index).map_err(at(&unfinished))?;
-    let cache = PageCache::open(paths.pages())?;
-    for (page, encoded) in manifest.pages.iter().zip(sums) {
-        BlockSums::decode(encoded, page.bytes).map_err(content("block sums"))?;
-        let path = sums_path(paths, id_of(page));
-        fs::write(&path, encoded).map_err(at(&path))?;
-        let mut writer = cache.writer(page.generation, page.number, page.bytes)?;
-        let Some((_, parts)) = first.iter().find(|(known, _)| *known == id_of(page)) else {
-            continue;
-        };
-        let sums = BlockSums::decode(encoded, page.bytes).map_err(content("block sums"))?;
-        let blocks = parts.iter().flat_map(|part| part.chunks(BLOCK_SIZE));
-        for (block, data) in (0..).zip(blocks) {
-            sums.verify(block, data).map_err(|_| TransferError::Damaged {
-                key: page.key.clone(),
-            })?;
-            writer.write_block(block, data)?;
+/// Writes to `to` the block sums of `pages` in their order: those in `known` from there, those of objects that were just
+/// stored from `parts`.
+fn join_sums(
+    pages: &[PageObject],
+    known: Option<&Known>,
+    parts: &Path,
+    to: &Path,
+) -> Result<Digest, TransferError> {
+    let file = File::create(to).map_err(at(to))?;
+    let mut out = Hashing::new(BufWriter::new(file));
+    for page in pages {
+        match known.filter(|known| known.page(page.id()).is_some()) {
+            Some(known) => known.copy_sums(page.id(), &mut out)?,
+            None => {
+                let path = parts.join(page.id().to_string());
+                let mut part = File::open(&path).map_err(at(&path))?;
+                io::copy(&mut part, &mut out).map_err(at(to))?;
+            }
         }
-        writer.complete()?;
     }
-    if let Some(files) = files {
-        let upper = paths.upper();
-        let _ = fs::remove_dir_all(&upper);
-        let _ = fs::remove_dir_all(paths.overlay_work());
-        fs::create_dir_all(&upper).map_err(at(&upper))?;
-        // Nothing in an archive is longer than the archive itself.
-        let budget = Budget {
-            bytes: files.len() as u64,
-            entries: files.len() as u64,
-        };
-        archive::unpack(files.as_ref(), &upper, &budget).map_err(content("the writable layer"))?;
-    }
-    failpoint::reach("agent.laid-out");
-    let checkpoint = paths.checkpoint(manifest.generation);
-    let _ = fs::remove_dir_all(&checkpoint);
-    fs::rename(&unfinished, &checkpoint).map_err(at(&checkpoint))
+    io::Write::flush(&mut out).map_err(at(to))?;
+    Ok(out.digest())
 }

@@ -74,9 +74,9 @@ pub enum CacheError {
     /// Another process writes this copy.
     #[error("{path}: another process is writing it", path = .0.display())]
     Busy(PathBuf),
-    /// The bitmap belongs to another boot or is damaged: whoever writes it must open it first.
-    #[error("{path}: is of another boot or damaged", path = .0.display())]
-    Stale(PathBuf),
+    /// The kernel does not say which boot this is.
+    #[error("{path}: holds no boot id", path = .0.display())]
+    NoBootId(PathBuf),
 }
 
 type Result<T, E = CacheError> = std::result::Result<T, E>;
@@ -100,7 +100,7 @@ fn boot_id() -> Result<[u8; 36]> {
     let text = fs::read(path).map_err(at(path))?;
     text.first_chunk()
         .copied()
-        .ok_or_else(|| CacheError::Stale(path.to_owned()))
+        .ok_or_else(|| CacheError::NoBootId(path.to_owned()))
 }
 
 /// The local copies of one app's page objects.
@@ -156,7 +156,7 @@ impl PageCache {
         PageFile::open(self.paths(generation, number), bytes)
     }
 
-    /// Opens the copy for reading. `None`: there is none (yet).
+    /// Opens the copy for reading. `None`: there is none (yet), or none of this boot.
     pub fn reader(&self, generation: u64, number: u32) -> Result<Option<PageReader>> {
         PageReader::open(&self.paths(generation, number))
     }
@@ -419,12 +419,11 @@ impl PageReader {
             let part = missing_is_none(File::open(&paths.part)).map_err(at(&paths.part))?;
             let present = missing_is_none(File::open(&paths.present)).map_err(at(&paths.present))?;
             if let (Some(data), Some(bitmap)) = (part, present) {
-                let stale = || CacheError::Stale(paths.present.clone());
                 let bytes = data.metadata().map_err(at(&paths.part))?.len();
                 let mut found = [0; HEADER_SIZE];
-                bitmap.read_exact_at(&mut found, 0).map_err(|_| stale())?;
-                if found != header(bytes)? {
-                    return Err(stale());
+                // Of another boot, damaged, or being made at this moment: its writer makes it right.
+                if bitmap.read_exact_at(&mut found, 0).is_err() || found != header(bytes)? {
+                    return Ok(None);
                 }
                 let path = paths.part.clone();
                 return Ok(Some(PageReader {

@@ -108,7 +108,7 @@ fn a_copy_of_another_boot_is_thrown_away() {
     bitmap.write_all_at(b"00000000-dead-beef", 24).unwrap();
 
     assert!(
-        matches!(cache.reader(1, 0), Err(CacheError::Stale(_))),
+        cache.reader(1, 0).unwrap().is_none(),
         "the shim does not trust it"
     );
     let writer = cache.writer(1, 0, bytes).unwrap();

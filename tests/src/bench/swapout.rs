@@ -59,7 +59,7 @@ fn sleep(rig: &Rig, name: &str) -> Result<Put> {
     let requests = rig.shaper()?.take_requests();
     for request in requests.iter().filter(|request| request.method == "PUT") {
         let sent = request.sent as f64;
-        if request.path.contains("/pages-") && !request.path.ends_with(".sums") {
+        if request.path.contains("/pages-") {
             put.pages += sent;
         } else {
             put.metadata += sent;
