@@ -1,6 +1,6 @@
 //! Control groups: where an app's processes and its shim live, their limits, and how they are ended.
 //!
-//! Owns the tree `pico[-INSTANCE]/{apps/NAME/run-SEQ, shims/NAME}`. Works on a pure v2 host and on a
+//! Owns the tree `pico[-INSTANCE]/{apps/NAME/{run,exec}-SEQ, shims/NAME}`. Works on a pure v2 host and on a
 //! hybrid one (v2 without controllers beside v1 hierarchies): every directory is made in v2, which
 //! gives identity, `cgroup.kill` and `cgroup.events`, and at the same relative path in each v1
 //! hierarchy that holds a controller v2 lacks. Must not know what runs inside.
@@ -195,6 +195,19 @@ impl CgroupTree {
     /// and every restore has a run of its own, so that a failed one can be killed whole.
     pub fn run(&self, name: &str, seq: u64) -> Result<Cgroup> {
         Ok(self.app_group(name)?.child(&format!("run-{seq}")))
+    }
+
+    /// The group of one command that runs beside an app, a leaf. Not yet made.
+    pub fn beside(&self, name: &str, number: u64) -> Result<Cgroup> {
+        Ok(self.app_group(name)?.child(&format!("exec-{number}")))
+    }
+
+    /// The groups of all commands beside an app.
+    pub fn all_beside(&self, name: &str) -> Result<Vec<Cgroup>> {
+        let app = self.app_group(name)?;
+        let groups = app.children(&app.path)?;
+        let beside = groups.iter().filter(|group| group.starts_with("exec-"));
+        Ok(beside.map(|group| app.child(group)).collect())
     }
 
     /// Kills every process in the tree, shims included, and removes it.

@@ -9,6 +9,7 @@ pub mod caps;
 pub mod cgroup;
 mod mask;
 pub mod net;
+pub mod own_exe;
 pub mod process;
 pub mod rootfs;
 mod seccomp;

@@ -4,6 +4,9 @@
 //! Owns the order of these steps. Must not be called by a process with threads (it forks, and changes
 //! what all threads share) nor by one that is to live on: `pico-shim sandbox-init` is made for it. What
 //! goes wrong before the app's program runs is told through the report, see [`read_report`].
+//! [`beside`]: the same for a command that joins an app which runs already.
+
+pub mod beside;
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
@@ -86,6 +89,7 @@ fn parse_report(text: &str) -> Result<i32, SandboxError> {
 fn start(spec: &SandboxSpec, report: &mut File) -> Result<Infallible, SandboxError> {
     let program = Program::new(spec)?;
     single_threaded()?;
+    super::own_exe::check()?;
     spec.cgroup.join_self()?;
     reset_oom_score();
     let netns =
@@ -148,9 +152,16 @@ fn become_app(spec: &SandboxSpec, program: &Program, report: &mut File) -> Resul
     setsid().map_err(SandboxError::step("begin a session"))?;
     enter_root(&spec.root.mountpoint)?;
     sethostname(&spec.hostname).map_err(SandboxError::step("set the host name"))?;
+    no_input()?;
+    report_as_third(report)?;
+    close_from(REPORT + 1)?;
+    become_program(spec, program)
+}
+
+/// From a process that is in its sandbox already, with all rights, to the owner's program.
+fn become_program(spec: &SandboxSpec, program: &Program) -> Result<Infallible, SandboxError> {
     let policy = caps::Policy::new(&spec.capabilities)?;
     let identity = users::lookup(Path::new("/"), spec.user.as_deref())?;
-    only_standard_descriptors(report)?;
     hand_over_pipes(&identity);
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     limits()?;
@@ -202,29 +213,37 @@ fn enter_root(root: &Path) -> Result<(), SandboxError> {
         .map_err(SandboxError::step("mount /dev/pts"))
 }
 
-/// Standard input from the app's own `/dev/null`, 1 and 2 as they are, the report as 3 until the exec
-/// closes it, nothing else.
-fn only_standard_descriptors(report: &mut File) -> Result<(), SandboxError> {
+/// Standard input from the app's own `/dev/null`.
+fn no_input() -> Result<(), SandboxError> {
     let null =
         open("/dev/null", OFlag::O_RDONLY, Mode::empty()).map_err(SandboxError::file("open", "/dev/null"))?;
+    nix::unistd::dup2_stdin(&null).map_err(SandboxError::step("arrange file descriptors"))
+}
+
+/// Makes the report number 3, until the exec closes it.
+fn report_as_third(report: &mut File) -> Result<(), SandboxError> {
     let step = || SandboxError::step("arrange file descriptors");
-    nix::unistd::dup2_stdin(&null).map_err(step())?;
-    if report.as_raw_fd() != REPORT {
-        // SAFETY: dup3 touches no memory. Number 3 may belong to a Rust object of the caller; none of
-        // them is used, or dropped, in this process any more: it ends by exec or _exit.
-        if unsafe { libc::dup3(report.as_raw_fd(), REPORT, libc::O_CLOEXEC) } < 0 {
-            return Err(step()(Errno::last()));
-        }
-        // SAFETY: number 3 is open since the line above, and this is its only owner.
-        let moved = unsafe { File::from_raw_fd(REPORT) };
-        std::mem::forget(std::mem::replace(report, moved));
-    } else {
+    if report.as_raw_fd() == REPORT {
         fcntl(report.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(step())?;
+        return Ok(());
     }
-    std::mem::forget(null);
-    // SAFETY: as for dup3 above. 5.9 and later; all our kernels have it.
-    if unsafe { libc::syscall(libc::SYS_close_range, REPORT + 1, u32::MAX, 0) } != 0 {
+    // SAFETY: dup3 touches no memory. Number 3 may belong to a Rust object of the caller; none of
+    // them is used, or dropped, in this process any more: it ends by exec or _exit.
+    if unsafe { libc::dup3(report.as_raw_fd(), REPORT, libc::O_CLOEXEC) } < 0 {
         return Err(step()(Errno::last()));
+    }
+    // SAFETY: number 3 is open since the line above, and this is its only owner.
+    let moved = unsafe { File::from_raw_fd(REPORT) };
+    std::mem::forget(std::mem::replace(report, moved));
+    Ok(())
+}
+
+/// Closes all descriptors from `first` on. None of them is used, or dropped, afterwards: this process ends by exec or
+/// _exit.
+fn close_from(first: RawFd) -> Result<(), SandboxError> {
+    // SAFETY: touches no memory; see above for the objects that own these numbers. Linux 5.9 and later.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } != 0 {
+        return Err(SandboxError::step("arrange file descriptors")(Errno::last()));
     }
     Ok(())
 }

@@ -4,12 +4,15 @@ use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
-use super::super::{CgroupTree, Limits, Mask, RootSpec, mount_root, seed};
+use super::super::{CgroupTree, Limits, Mask, RootSpec, mount_root, own_exe, seed};
 use super::*;
 
 /// Names the file with the specification, in the environment of a process that is to be the sandbox's
 /// parent instead of a test run.
 const CHILD: &str = "PICO_TEST_SANDBOX_INIT";
+
+/// In the environment of an app that has made itself be this program: whether it could write its file.
+const INSIDE: &str = "PICO_TEST_INSIDE";
 
 /// Runs before `main`, and so before the test runner has threads: [`exec_in_sandbox`] wants none.
 #[used]
@@ -20,12 +23,18 @@ static HOOK: extern "C" fn() = {
             sandbox_init(Path::new(&file));
             std::process::exit(1);
         }
+        if std::env::var_os(INSIDE).is_some() {
+            let writable = nix::unistd::access("/proc/self/exe", nix::unistd::AccessFlags::W_OK);
+            println!("{writable:?}");
+            std::process::exit(0);
+        }
     }
     hook
 };
 
 /// Does what `pico-shim sandbox-init` does. The report comes as standard input.
 fn sandbox_init(file: &Path) {
+    own_exe::protect().unwrap();
     let spec: SandboxSpec = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
     let none: Option<&str> = None;
@@ -420,6 +429,22 @@ fn what_an_app_writes_lands_in_its_own_layer_only() {
         )),
         "mine\nmine\n/home:\n\n/root:\nno"
     );
+}
+
+#[test]
+fn an_app_that_is_our_own_program_cannot_write_its_file() {
+    let mut sandbox = Sandbox::new("own-exe");
+    let script = sandbox.dir.path().join("seed/opt/us");
+    fs::create_dir_all(script.parent().unwrap()).unwrap();
+    fs::write(&script, "#!/proc/self/exe\n").unwrap();
+    fs::set_permissions(script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    seed(&sandbox.spec.root, &sandbox.dir.path().join("seed")).unwrap();
+    sandbox.spec.env.push((INSIDE.into(), "1".into()));
+    let (_, mut output) = sandbox.start(&["/opt/us"]).unwrap();
+    let mut said = String::new();
+    output.read_to_string(&mut said).unwrap();
+    sandbox.wait_until_gone();
+    assert_eq!(said, "Err(EROFS)\n");
 }
 
 #[test]
