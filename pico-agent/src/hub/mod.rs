@@ -5,7 +5,7 @@
 //! * `credential`: who this agent is to the hub, on disk
 //! * `channel`: the way there
 //! * `spec`, `report`: pure: the hub's words into the agent's, and back
-//! * [`link`]: connects, again and again; `session`: one stream; `streams`: logs and exec sessions on it
+//! * [`link`]: connects, again and again; `session`: one stream; `streams`: logs on it, and `exec` sessions
 //!
 //! Knows apps by what [`Apps`] offers; must not know actors, checkpoints or the gate. What the hub sends is as
 //! untrusted as what a stranger sends: bounded, and checked like agent.toml.
@@ -14,6 +14,7 @@ pub mod changes;
 mod channel;
 pub mod config;
 mod credential;
+mod exec;
 pub mod link;
 mod report;
 mod session;
@@ -31,6 +32,7 @@ pub use credential::{Credential, CredentialError};
 use crate::config::AppConfig;
 use crate::control::protocol::{AppDetail, Failure};
 use crate::control::server::Handler;
+use crate::lifecycle::exec::{Exec, Running};
 use crate::lifecycle::registration::{Desired, Registration};
 
 /// How the hub wants an app to be.
@@ -72,6 +74,8 @@ pub trait Apps: Handler {
     fn register(&self, wanted: Wanted) -> impl Future<Output = Result<Applying, Failure>> + Send;
     /// A client is likely to come: makes the next wake quick, or wakes at once.
     fn prefetch(&self, name: &str, wake: bool);
+    /// Runs a command beside an app, which wakes for it and stays awake meanwhile.
+    fn exec(&self, name: &str, exec: Exec) -> impl Future<Output = Result<Running, Failure>> + Send;
     /// Tells which apps have changed.
     fn changes(&self) -> Arc<Changes>;
 }

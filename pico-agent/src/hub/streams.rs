@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use pico_proto::v1;
 use pico_proto::v1::agent_message::Kind as Said;
+use pico_proto::v1::exec_request::Kind as Input;
 use pico_proto::v1::open_stream::Kind as Opened;
 use pico_proto::v1::stream_data::Kind as Data;
-use tokio::sync::mpsc;
+use pico_proto::{STREAM_WINDOW, v1};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::Apps;
-use super::report;
 use super::session::message;
+use super::{Apps, exec, report};
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::logs::Stream;
 use crate::logs::lines::Lines;
@@ -29,8 +29,48 @@ type Sender = mpsc::Sender<v1::AgentMessage>;
 pub(super) struct Streams<A> {
     apps: Arc<A>,
     sender: Sender,
-    open: HashMap<u64, AbortHandle>,
+    open: HashMap<u64, Open>,
     tasks: JoinSet<u64>,
+}
+
+/// One of them.
+struct Open {
+    task: AbortHandle,
+    room: Arc<Semaphore>,
+    input: mpsc::Sender<Input>,
+}
+
+/// Where a stream's pieces go, as fast as the hub takes them.
+pub(super) struct Outlet {
+    id: u64,
+    sender: Sender,
+    /// For pieces that the hub has not taken yet.
+    room: Arc<Semaphore>,
+}
+
+impl Outlet {
+    /// Sends a piece when there is room for it.
+    pub async fn say(&self, kind: Data) {
+        // The semaphore is never closed.
+        if let Ok(room) = self.room.acquire().await {
+            room.forget();
+        }
+        self.say_now(kind).await;
+    }
+
+    /// Tells that one more piece of the hub's was taken.
+    pub async fn taken(&self) {
+        self.say_now(Data::Taken(1)).await;
+    }
+
+    async fn say_now(&self, kind: Data) {
+        let data = v1::StreamData {
+            stream_id: self.id,
+            kind: Some(kind),
+        };
+        // Fails when the stream is gone, and this task with it.
+        let _ = self.sender.send(message(Said::Stream(data))).await;
+    }
 }
 
 impl<A: Apps> Streams<A> {
@@ -53,49 +93,68 @@ impl<A: Apps> Streams<A> {
         }
         let id = open.stream_id;
         let full = self.open.len() >= MAX_STREAMS;
-        let (apps, sender) = (self.apps.clone(), self.sender.clone());
-        let task = async move {
+        let apps = self.apps.clone();
+        let room = Arc::new(Semaphore::new(STREAM_WINDOW));
+        let (input, receiver) = mpsc::channel(STREAM_WINDOW);
+        let outlet = Outlet {
+            id,
+            sender: self.sender.clone(),
+            room: room.clone(),
+        };
+        let task = self.tasks.spawn(async move {
             let outcome = if full {
                 Err(Failure::new(
                     ErrorCode::Busy,
                     "the agent has too many open logs and exec sessions",
                 ))
             } else {
-                serve(apps.as_ref(), open, &sender).await
+                serve(apps.as_ref(), open, receiver, &outlet).await
             };
             let error = outcome.err().map(report::error);
-            say(&sender, id, Data::End(v1::StreamEnd { error })).await;
+            outlet.say_now(Data::End(v1::StreamEnd { error })).await;
             id
-        };
-        if let Some(old) = self.open.insert(id, self.tasks.spawn(task)) {
-            old.abort();
+        });
+        if let Some(old) = self.open.insert(id, Open { task, room, input }) {
+            old.task.abort();
         }
     }
 
     /// Takes what the hub says on one.
     pub fn heard(&mut self, data: v1::StreamData) {
-        if let (Some(Data::End(_)), Some(task)) = (data.kind, self.open.get(&data.stream_id)) {
-            task.abort();
-            self.open.remove(&data.stream_id);
+        let Some(open) = self.open.get(&data.stream_id) else {
+            return;
+        };
+        match data.kind {
+            Some(Data::Taken(count)) => {
+                let most = STREAM_WINDOW - open.room.available_permits().min(STREAM_WINDOW);
+                open.room
+                    .add_permits(usize::try_from(count).unwrap_or(usize::MAX).min(most));
+            }
+            Some(Data::ExecInput(v1::ExecRequest { kind: Some(input) })) => {
+                // Fails when the command has ended, or the hub sends more than it may.
+                let _ = open.input.try_send(input);
+            }
+            Some(Data::End(_)) => {
+                open.task.abort();
+                self.open.remove(&data.stream_id);
+            }
+            _ => {}
         }
     }
 }
 
-async fn say(sender: &Sender, stream_id: u64, kind: Data) {
-    let data = v1::StreamData {
-        stream_id,
-        kind: Some(kind),
-    };
-    // Fails when the stream is gone, and this task with it.
-    let _ = sender.send(message(Said::Stream(data))).await;
-}
-
-async fn serve<A: Apps>(apps: &A, open: v1::OpenStream, sender: &Sender) -> Result<(), Failure> {
+async fn serve<A: Apps>(
+    apps: &A,
+    open: v1::OpenStream,
+    input: mpsc::Receiver<Input>,
+    outlet: &Outlet,
+) -> Result<(), Failure> {
     let not_here = || Failure::new(ErrorCode::NotFound, "the app is not on this agent");
     let name = apps.name_of(&open.app_id).ok_or_else(not_here)?;
     match open.kind {
-        Some(Opened::Logs(request)) => logs(apps, &name, &request, open.stream_id, sender).await,
-        Some(Opened::Exec(_)) | None => Err(Failure::new(
+        Some(Opened::Logs(request)) => logs(apps, &name, &request, outlet).await,
+        Some(Opened::Exec(start)) => exec::serve(apps, &name, start, input, outlet).await,
+        None => Err(Failure::new(
             ErrorCode::Unsupported,
             "this agent does not know what was opened",
         )),
@@ -106,8 +165,7 @@ async fn logs<A: Apps>(
     apps: &A,
     name: &str,
     request: &v1::ReadLogsRequest,
-    id: u64,
-    sender: &Sender,
+    outlet: &Outlet,
 ) -> Result<(), Failure> {
     let streams = match request.stream.as_str() {
         "" => Stream::ALL.to_vec(),
@@ -136,7 +194,7 @@ async fn logs<A: Apps>(
                 stream: line.stream.to_string(),
                 text: line.text.into_bytes(),
             };
-            say(sender, id, Data::Line(line)).await;
+            outlet.say(Data::Line(line)).await;
         }
     }
     Ok(())

@@ -171,6 +171,11 @@ impl Apps for Fake {
     fn prefetch(&self, name: &str, wake: bool) {
         self.note(format!("prefetch {name} {wake}"));
     }
+    async fn exec(&self, name: &str, exec: Exec) -> Result<Running, Failure> {
+        self.note(format!("exec {name} as {:?} in {:?}", exec.user, exec.workdir));
+        let mut program = tokio::process::Command::new(&exec.command[0]);
+        Ok(Running::spawn(program.args(&exec.command[1..]).envs(exec.env)).unwrap())
+    }
     fn changes(&self) -> Arc<Changes> {
         self.changes.clone()
     }
@@ -542,4 +547,118 @@ async fn logs_come_as_they_are_written_until_the_hub_has_seen_enough() {
             kind: Some(v1::stream_data::Kind::End(v1::StreamEnd { error: None })),
         }))
         .await;
+}
+
+#[tokio::test]
+async fn a_command_reads_and_prints_through_the_hub_no_faster_than_both_ends_take() {
+    use v1::exec_request::Kind as Input;
+    use v1::exec_response::Kind as Output;
+    use v1::stream_data::Kind as Data;
+    let mut world = World::new().await;
+    let (mut stream, _) = world.stream().await;
+    stream.assign(vec![app("web", 1)]).await;
+    stream.outcome().await;
+    let say = |kind| {
+        Heard::Stream(v1::StreamData {
+            stream_id: 3,
+            kind: Some(kind),
+        })
+    };
+    let start = v1::exec_request::Start {
+        command: ["sh", "-c", "echo $A >&2; cat; exit 7"]
+            .map(str::to_owned)
+            .to_vec(),
+        env: [("A".to_owned(), "b c".to_owned())].into(),
+        user: "33".to_owned(),
+        ..Default::default()
+    };
+    stream
+        .say(Heard::Open(v1::OpenStream {
+            stream_id: 3,
+            app_id: "id-web".to_owned(),
+            kind: Some(v1::open_stream::Kind::Exec(start)),
+        }))
+        .await;
+    let input = |kind| say(Data::ExecInput(v1::ExecRequest { kind: Some(kind) }));
+    // More pieces than the window holds: each is sent when an earlier one was taken.
+    let pieces = 3 * pico_proto::STREAM_WINDOW;
+    let (mut room, mut sent) = (pico_proto::STREAM_WINDOW, 0);
+    let (mut out, mut err, mut status) = (Vec::new(), Vec::new(), None);
+    loop {
+        while room > 0 && sent <= pieces {
+            let piece = match sent {
+                last if last == pieces => Input::StdinClosed(true),
+                _ => Input::Stdin(vec![b'x'; 1000]),
+            };
+            stream.say(input(piece)).await;
+            (room, sent) = (room - 1, sent + 1);
+        }
+        let heard = stream.next(|said| match said {
+            Said::Stream(data) => data.kind,
+            _ => None,
+        });
+        let output = match heard.await {
+            Data::Taken(count) => {
+                room += count as usize;
+                continue;
+            }
+            Data::ExecOutput(output) => output.kind.unwrap(),
+            Data::End(end) => {
+                assert_eq!(end.error, None);
+                break;
+            }
+            other => panic!("{other:?}"),
+        };
+        stream.say(say(Data::Taken(1))).await;
+        match output {
+            Output::Stdout(bytes) => out.extend(bytes),
+            Output::Stderr(bytes) => err.extend(bytes),
+            Output::ExitStatus(code) => status = Some(code),
+        }
+    }
+    assert_eq!(
+        (out.len(), err.as_slice(), status),
+        (pieces * 1000, &b"b c\n"[..], Some(7))
+    );
+    assert!(
+        world
+            .apps
+            .asked()
+            .contains(&"exec web-ann as Some(\"33\") in None".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn output_that_the_hub_does_not_take_stays_with_the_command() {
+    use v1::stream_data::Kind as Data;
+    let mut world = World::new().await;
+    let (mut stream, _) = world.stream().await;
+    stream.assign(vec![app("web", 1)]).await;
+    stream.outcome().await;
+    let start = v1::exec_request::Start {
+        command: vec!["yes".to_owned()],
+        ..Default::default()
+    };
+    stream
+        .say(Heard::Open(v1::OpenStream {
+            stream_id: 4,
+            app_id: "id-web".to_owned(),
+            kind: Some(v1::open_stream::Kind::Exec(start)),
+        }))
+        .await;
+    for _ in 0..pico_proto::STREAM_WINDOW {
+        stream
+            .next(|said| match said {
+                Said::Stream(data) => data.kind.filter(|kind| matches!(kind, Data::ExecOutput(_))),
+                _ => None,
+            })
+            .await;
+    }
+    // What comes next is a heartbeat and no output.
+    let next = stream.next(|said| match said {
+        Said::Stream(_) => Some("output"),
+        Said::Heartbeat(_) => Some("heartbeat"),
+        _ => None,
+    });
+    assert_eq!(next.await, "heartbeat");
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::app::{AppHandle, Command};
 use super::apps::{Apps, link_name, records};
 use super::host::Host;
+use super::exec::{Exec, Running};
 use super::paths::AppPaths;
 use super::record::{Record, RecordError};
 use super::registration::RegistrationError;
@@ -577,6 +578,14 @@ pub async fn cleanup(config: &Config) -> Result<Vec<String>, AgentError> {
     Gate::remove(&gate_config(config)).await?;
     Fence::take_down(&fence_config(config))?;
     unmount(&config.state_dir.join("kdat"))?;
+    async fn exec(&self, name: &str, exec: Exec) -> Result<Running, Failure> {
+        let app = self.app(name)?;
+        let gone = |_| Failure::new(ErrorCode::Busy, "the agent is going down");
+        let (reply, place) = oneshot::channel();
+        let _ = app.commands.send(Command::Exec(Box::new(exec), reply));
+        place.await.map_err(gone)??.start().await
+    }
+
     unmount(&apps)?;
     tree.remove_all()?;
     let _ = fs::remove_file(config.socket());

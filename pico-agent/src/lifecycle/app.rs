@@ -4,8 +4,10 @@
 //!
 //! Here: what an actor is, and what it is asked. `due`: what it does by the clock; `ends`: how runs end; `upload`: its
 //! checkpoint on the way to the store; `standby`: a warm app's wake made ready; `bookkeeping`: record and view;
-//! `parts`: the parts of its sandbox; `registered`: what the hub asks of its apps besides.
+//! `parts`: the parts of its sandbox; `beside`: commands that run in it besides; `registered`: what the hub asks of its
+//! apps besides.
 
+mod beside;
 mod bookkeeping;
 mod due;
 mod ends;
@@ -21,11 +23,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::beside::Beside;
 use self::bookkeeping::first_detail;
 use self::standby::Standby;
 use self::upload::{Upload, join, uploaded};
 use super::doorway::Told;
 use super::fetch::Sources;
+use super::exec::{Exec, Place};
 use super::host::Host;
 use super::paths::AppPaths;
 use super::policy::{AfterWake, Failures, Monotonic};
@@ -67,6 +71,10 @@ pub enum Command {
         /// Now.
         wake: bool,
     },
+    /// Make a place for a command beside it.
+    Exec(Box<Exec>, oneshot::Sender<Result<Place, Failure>>),
+    /// That command is over.
+    ExecEnded(u64),
     /// End, remove everything but the registration, and end the actor.
     Delete(Reply),
     /// The host goes down: swap out what runs, then end the actor.
@@ -125,6 +133,7 @@ pub(super) struct App {
     /// Whether it is started when it is found to be new.
     pub starts: bool,
     pub live: Option<Live>,
+    pub(super) beside: Beside,
     /// Ready for the next wake.
     standby: Option<Standby>,
     /// Not tried again before the next sleep.
@@ -185,6 +194,7 @@ impl App {
             number,
             starts,
             live: None,
+            beside: Beside::new(sender.downgrade()),
             standby: None,
             standby_failed: false,
             meter: meter.clone(),
@@ -304,6 +314,12 @@ impl App {
                     let _ = self.wake("dns").await;
                 }
             }
+            Command::Exec(exec, reply) => {
+                let place = self.begin_beside(*exec).await;
+                // Nobody waits for it any more: dropped, the place is given up.
+                let _ = reply.send(place);
+            }
+            Command::ExecEnded(number) => self.end_beside(number).await,
             Command::Delete(_) | Command::Shutdown(_) => {}
         }
     }

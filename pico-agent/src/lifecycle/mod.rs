@@ -1,6 +1,7 @@
 //! The life of every app: one actor and one state machine each, the only place where states change.
 //!
 //! * [`agent`]: the agent as a whole; `apps`: the apps it has, and how they come and go
+//! * [`exec`]: commands that run beside an app, as processes of the agent's
 //! * `doorway`: what the gate is told of an app at rest
 //! * `app`: the actor; `start`, `swap_in`, `swap_out`: what it does
 //! * [`state`], [`policy`], [`record`], [`registration`]: pure: the states, the decisions, what is remembered
@@ -14,6 +15,7 @@ mod app;
 mod apps;
 mod doorway;
 mod fetch;
+pub mod exec;
 pub mod host;
 pub mod paths;
 pub mod policy;

@@ -85,6 +85,10 @@ pub struct Idleness {
     pub held_packets: usize,
     /// Connections that keep it awake by its owner's choice.
     pub open_connections: usize,
+    /// Commands that run beside it.
+    pub commands: usize,
+    /// When the last of them ended.
+    pub command_ended: Option<Monotonic>,
     /// A page that it waits for is being fetched, so that it cannot be stopped.
     pub fetch_outstanding: bool,
     /// Swap-outs that failed one after another, and when the last one did.
@@ -130,10 +134,17 @@ pub fn sleep_decision(input: &Idleness) -> Decision {
     if input.held_packets > 0 {
         return Decision::never(format!("the gate holds {} for it", packets(input.held_packets)));
     }
-    let (last, what) = match &input.last_activity {
+    if input.commands > 0 {
+        let why = plural(input.commands, "command runs", "commands run");
+        return Decision::never(format!("{why} beside it"));
+    }
+    let (mut last, mut what) = match &input.last_activity {
         Some((at, what)) if *at > input.hot_since => (*at, format!("last packet at {what}")),
         _ => (input.hot_since, "last became hot".to_owned()),
     };
+    if let Some(ended) = input.command_ended.filter(|ended| *ended > last) {
+        (last, what) = (ended, "last command beside it ended".to_owned());
+    }
     let quiet = input.now.saturating_sub(last);
     if quiet < idle {
         let why = format!(

@@ -94,7 +94,7 @@ impl App {
         }
     }
 
-    fn sandbox(&self, cgroup: crate::sandbox::Cgroup) -> SandboxSpec {
+    pub(super) fn sandbox(&self, cgroup: crate::sandbox::Cgroup) -> SandboxSpec {
         let config = &self.config;
         SandboxSpec {
             hostname: config.hostname().to_owned(),
@@ -171,6 +171,8 @@ impl App {
             &self.config.ports,
             self.wake_policy(),
         );
+        // An earlier agent's: whoever asked for them has lost them.
+        self.end_all_beside().await;
         let adopted = self.adopt().await;
         if !adopted && self.state() == State::Hot && self.ended_while_away().await {
             return;

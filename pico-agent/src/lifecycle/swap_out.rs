@@ -42,6 +42,17 @@ impl App {
             return Err(Failure::new(ErrorCode::SleepFailed, message));
         }
         self.settle_upload(false).await;
+        if self.going_down {
+            self.end_all_beside().await;
+        } else if self.beside.count() > 0 {
+            let message = format!(
+                "'{}' cannot sleep while a command runs beside it",
+                self.config.name
+            );
+            return Err(self
+                .wrong_state(message)
+                .hint("end the command (pico app exec), then again"));
+        }
         self.apply(Event::SwapOut, why);
         self.told = None;
         if let Err(error) = self.host.gate.hold(&self.config.name).await {

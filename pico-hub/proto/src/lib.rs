@@ -19,5 +19,9 @@ pub mod v1 {
     tonic::include_proto!("pico.v1");
 }
 
+/// Lines, inputs or outputs of one stream that either side may send ahead of what the other has taken (agent.proto,
+/// `StreamData`).
+pub const STREAM_WINDOW: usize = 64;
+
 /// The encoded `FileDescriptorSet` of the package, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Service, answer, caller, handle, parts};
-use crate::hub::{Handle, Through, cut_off, refused};
+use crate::hub::{Feed, Handle, Through, cut_off, refused};
 use crate::problem::Problem;
 
 /// Pieces that may wait for their reader.
@@ -166,43 +166,50 @@ impl AppService for Service {
 /// Carries a command's input and output until it ends or its caller goes.
 async fn run(
     mut through: Through,
-    mut input: Streaming<v1::ExecRequest>,
+    input: Streaming<v1::ExecRequest>,
     output: mpsc::Sender<Piece<v1::ExecResponse>>,
 ) {
-    let mut more = true;
-    loop {
-        tokio::select! {
-            message = input.message(), if more => match message {
-                Ok(Some(message)) => {
-                    if through.send(Data::ExecInput(message)).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => {
-                    more = false;
-                    let closed = v1::ExecRequest {
-                        kind: Some(v1::exec_request::Kind::StdinClosed(true)),
-                    };
-                    if through.send(Data::ExecInput(closed)).await.is_err() {
-                        return;
-                    }
-                }
-                Err(_) => return,
-            },
-            piece = through.next() => {
-                let told = match piece {
-                    Some(Data::ExecOutput(piece)) => Ok(piece),
-                    Some(Data::End(v1::StreamEnd { error: None })) => return,
-                    Some(Data::End(v1::StreamEnd { error: Some(error) })) => Err(refused(error).into()),
-                    Some(_) => continue,
-                    None => Err(cut_off().into()),
-                };
-                let ends = told.is_err();
-                if output.send(told).await.is_err() || ends {
-                    return;
-                }
+    let feed = through.feed();
+    let carrying = async {
+        loop {
+            let told = match through.next().await {
+                Some(Data::ExecOutput(piece)) => Ok(piece),
+                Some(Data::End(v1::StreamEnd { error: None })) => return,
+                Some(Data::End(v1::StreamEnd { error: Some(error) })) => Err(refused(error).into()),
+                Some(_) => continue,
+                None => Err(cut_off().into()),
+            };
+            let ends = told.is_err();
+            if output.send(told).await.is_err() || ends {
+                return;
             }
-            () = output.closed() => return,
+        }
+    };
+    tokio::select! {
+        () = carrying => {}
+        () = feed_command(input, feed) => {}
+        () = output.closed() => {}
+    }
+}
+
+/// Carries a command's input, as fast as it takes it. Ends only when the caller or the agent is gone: a command goes on
+/// without input.
+async fn feed_command(mut input: Streaming<v1::ExecRequest>, feed: Feed) {
+    loop {
+        feed.ready().await;
+        let (piece, last) = match input.message().await {
+            Ok(Some(piece)) => (piece, false),
+            Ok(None) => {
+                let closed = v1::exec_request::Kind::StdinClosed(true);
+                (v1::ExecRequest { kind: Some(closed) }, true)
+            }
+            Err(_) => return,
+        };
+        if feed.send(Data::ExecInput(piece)).await.is_err() {
+            return;
+        }
+        if last {
+            return std::future::pending().await;
         }
     }
 }

@@ -25,7 +25,7 @@ pub use self::apps::Handle;
 use self::effect::Effects;
 pub use self::events::Watch;
 use self::sessions::Sessions;
-pub use self::streams::{Through, cut_off, refused};
+pub use self::streams::{Feed, Through, cut_off, refused};
 use crate::auth::{Caller, Tokens};
 use crate::directory::{Directory, Entry, Names};
 use crate::problem::Problem;

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pico_proto::v1;
 use pico_proto::v1::hub_message::Kind;
 use pico_proto::v1::stream_data::Kind as Data;
-use tokio::sync::{mpsc, oneshot};
+use pico_proto::{STREAM_WINDOW, v1};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::Code;
 
 use super::sessions::Session;
@@ -17,39 +17,57 @@ use crate::id::OperationId;
 use crate::problem::Problem;
 use crate::registry::{App, RegistryError};
 
-/// Pieces that may wait for a reader before its stream ends.
-const QUEUE: usize = 1024;
-
 /// What waits for answers of one agent.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     last: AtomicU64,
-    open: Mutex<HashMap<u64, mpsc::Sender<Data>>>,
-    explained: Mutex<HashMap<String, oneshot::Sender<v1::Outcome>>>,
+    waiting: Mutex<Waiting>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+#[derive(Debug, Default)]
+struct Waiting {
+    /// The agent is gone: nothing is added any more.
+    closed: bool,
+    open: HashMap<u64, Reader>,
+    explained: HashMap<String, oneshot::Sender<v1::Outcome>>,
+}
+
+/// Where a stream's pieces go.
+#[derive(Debug)]
+struct Reader {
+    pieces: mpsc::Sender<Data>,
+    /// For pieces that the agent has not taken yet.
+    room: Arc<Semaphore>,
 }
 
 impl Streams {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The agent has sent a piece. One that nobody reads any more is dropped.
     pub(super) fn deliver(&self, piece: v1::StreamData) {
         let Some(data) = piece.kind else { return };
-        let ends = matches!(data, Data::End(_));
-        let mut open = lock(&self.open);
-        let Some(reader) = open.get(&piece.stream_id) else {
+        let mut waiting = self.lock();
+        let Some(reader) = waiting.open.get(&piece.stream_id) else {
             return;
         };
-        // A reader that is too slow loses its stream, not the agent's other ones their pace.
-        if reader.try_send(data).is_err() || ends {
-            open.remove(&piece.stream_id);
+        if let Data::Taken(count) = data {
+            let most = STREAM_WINDOW - reader.room.available_permits().min(STREAM_WINDOW);
+            let count = usize::try_from(count).unwrap_or(usize::MAX).min(most);
+            reader.room.add_permits(count);
+            return;
+        }
+        let ends = matches!(data, Data::End(_));
+        // There is room for all that an agent may send.
+        if reader.pieces.try_send(data).is_err() || ends {
+            waiting.open.remove(&piece.stream_id);
         }
     }
 
-    /// The agent has answered an explain command; false: it is no such answer.
+    /// The agent has answered an operation; none: it was an explain command, and whoever asked has the answer.
     pub(super) fn explained(&self, outcome: v1::Outcome) -> Option<v1::Outcome> {
-        match lock(&self.explained).remove(&outcome.operation_id) {
+        match self.lock().explained.remove(&outcome.operation_id) {
             Some(waiting) => {
                 let _ = waiting.send(outcome);
                 None
@@ -60,8 +78,19 @@ impl Streams {
 
     /// The agent is gone: all readers see the end.
     pub(super) fn close(&self) {
-        lock(&self.open).clear();
-        lock(&self.explained).clear();
+        *self.lock() = Waiting {
+            closed: true,
+            ..Waiting::default()
+        };
+    }
+}
+
+fn piece(number: u64, data: Data) -> v1::HubMessage {
+    v1::HubMessage {
+        kind: Some(Kind::Stream(v1::StreamData {
+            stream_id: number,
+            kind: Some(data),
+        })),
     }
 }
 
@@ -71,42 +100,82 @@ pub struct Through {
     number: u64,
     session: Session,
     pieces: mpsc::Receiver<Data>,
+    room: Arc<Semaphore>,
+    /// Read, and not yet told.
+    taken: usize,
 }
 
 impl Through {
     /// The next piece; none when the agent or the session is gone.
     pub async fn next(&mut self) -> Option<Data> {
-        self.pieces.recv().await
+        if self.taken >= STREAM_WINDOW / 2 {
+            let taken = u32::try_from(self.taken).unwrap_or(u32::MAX);
+            let told = piece(self.number, Data::Taken(taken));
+            self.session.sender.send(Ok(told)).await.ok()?;
+            self.taken = 0;
+        }
+        let next = self.pieces.recv().await?;
+        self.taken += 1;
+        Some(next)
     }
 
-    /// Something for the agent.
+    /// What is sent the other way.
+    pub fn feed(&self) -> Feed {
+        Feed {
+            number: self.number,
+            sender: self.session.sender.clone(),
+            room: self.room.clone(),
+        }
+    }
+}
+
+/// What goes to the agent on a stream.
+#[derive(Debug)]
+pub struct Feed {
+    number: u64,
+    sender: mpsc::Sender<super::sessions::Outgoing>,
+    room: Arc<Semaphore>,
+}
+
+impl Feed {
+    /// Waits until the agent has room for another piece. What takes it from its source first would hold it in vain.
+    pub async fn ready(&self) {
+        // The semaphore is never closed.
+        drop(self.room.acquire().await);
+    }
+
+    /// Something for the agent, when it has room.
     ///
     /// # Errors
     /// It is not attached any more.
     pub async fn send(&self, data: Data) -> Result<(), Problem> {
-        let message = v1::HubMessage {
-            kind: Some(Kind::Stream(v1::StreamData {
-                stream_id: self.number,
-                kind: Some(data),
-            })),
-        };
-        self.session.sender.send(Ok(message)).await.map_err(|_| cut_off())
+        if let Ok(room) = self.room.acquire().await {
+            room.forget();
+        }
+        let sent = self.sender.send(Ok(piece(self.number, data))).await;
+        sent.map_err(|_| cut_off())
     }
 }
 
 impl Drop for Through {
     fn drop(&mut self) {
-        let known = lock(&self.session.streams.open).remove(&self.number).is_some();
+        let known = self.session.streams.lock().open.remove(&self.number).is_some();
         if known {
             let end = Data::End(v1::StreamEnd { error: None });
-            let message = v1::HubMessage {
-                kind: Some(Kind::Stream(v1::StreamData {
-                    stream_id: self.number,
-                    kind: Some(end),
-                })),
-            };
-            let _ = self.session.sender.try_send(Ok(message));
+            let _ = self.session.sender.try_send(Ok(piece(self.number, end)));
         }
+    }
+}
+
+/// An explain command that was sent. Dropped, its answer is not waited for any more.
+struct Explaining<'a> {
+    streams: &'a Streams,
+    id: String,
+}
+
+impl Drop for Explaining<'_> {
+    fn drop(&mut self) {
+        self.streams.lock().explained.remove(&self.id);
     }
 }
 
@@ -143,12 +212,26 @@ impl Hub {
     pub async fn open_stream(&self, handle: Handle, kind: v1::open_stream::Kind) -> Result<Through, Problem> {
         let (app, session) = self.session_of(handle).await?;
         let number = session.streams.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let (sender, pieces) = mpsc::channel(QUEUE);
-        lock(&session.streams.open).insert(number, sender);
+        // Its end needs a place, too.
+        let (sender, pieces) = mpsc::channel(STREAM_WINDOW + 1);
+        let room = Arc::new(Semaphore::new(STREAM_WINDOW));
+        let reader = Reader {
+            pieces: sender,
+            room: room.clone(),
+        };
+        {
+            let mut waiting = session.streams.lock();
+            if waiting.closed {
+                return Err(cut_off());
+            }
+            waiting.open.insert(number, reader);
+        }
         let through = Through {
             number,
             session,
             pieces,
+            room,
+            taken: 0,
         };
         let open = v1::OpenStream {
             stream_id: number,
@@ -175,7 +258,17 @@ impl Hub {
         let (app, session) = self.session_of(handle).await?;
         let id = OperationId::random().map_err(|error| RegistryError::Database(error.to_string()))?;
         let (sender, answer) = oneshot::channel();
-        lock(&session.streams.explained).insert(id.to_string(), sender);
+        let _explaining = {
+            let mut waiting = session.streams.lock();
+            if waiting.closed {
+                return Err(cut_off());
+            }
+            waiting.explained.insert(id.to_string(), sender);
+            Explaining {
+                streams: &session.streams,
+                id: id.to_string(),
+            }
+        };
         let command = v1::Command {
             operation_id: id.to_string(),
             app_id: app.id.to_string(),

@@ -142,6 +142,8 @@ impl App {
             idle: self.config.idle,
             held_packets,
             open_connections,
+            commands: self.beside.count(),
+            command_ended: self.beside.ended,
             fetch_outstanding: self.fetching.load(Ordering::Relaxed) > 0,
             failed: self.sleep_failures,
         });

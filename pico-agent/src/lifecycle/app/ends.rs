@@ -76,6 +76,7 @@ impl App {
             tracing::error!(app = self.config.name, %error, "cannot hold packets");
         }
         self.dismiss_standby().await;
+        self.end_all_beside().await;
         let Some(live) = self.live.take() else { return };
         self.end_run(live.cgroup).await;
     }

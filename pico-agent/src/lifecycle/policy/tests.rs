@@ -18,6 +18,8 @@ fn idle_app() -> Idleness {
         idle: Wait::secs(10),
         held_packets: 0,
         open_connections: 0,
+        commands: 0,
+        command_ended: None,
         fetch_outstanding: false,
         failed: Failures::default(),
     }
@@ -85,6 +87,20 @@ fn an_app_that_is_not_idle_stays_awake() {
         ..idle_app()
     };
     waits_for(&held, None, "the gate holds 2 packets");
+    let commanded = Idleness {
+        commands: 1,
+        ..idle_app()
+    };
+    waits_for(&commanded, None, "1 command runs beside it");
+    let just_commanded = Idleness {
+        command_ended: Some(97 * SECOND),
+        ..idle_app()
+    };
+    waits_for(
+        &just_commanded,
+        Some(107 * SECOND),
+        "last command beside it ended 3s ago",
+    );
     let fetching = Idleness {
         fetch_outstanding: true,
         ..idle_app()
