@@ -8,7 +8,7 @@ pub mod rootfs;
 pub mod wake;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -47,6 +47,8 @@ pub struct Config {
     pub criu: Option<PathBuf>,
     /// How many warm apps have a shim and a CRIU standing by, which makes their wakes short and takes a few MiB each.
     pub standby: usize,
+    /// Where Prometheus reads what the agent counts; `None`: nowhere. Whoever reaches it may read it.
+    pub metrics: Option<SocketAddr>,
     /// Service subnets and the gate's names.
     pub network: Network,
     /// Object storage; `None`: apps sleep on this host's disk only and never go cold.
@@ -324,6 +326,7 @@ impl Config {
             shim: top.shim,
             criu: top.criu,
             standby: top.standby,
+            metrics: top.metrics,
             network,
             store,
             hub,
@@ -432,6 +435,7 @@ struct Top {
     shim: Option<PathBuf>,
     criu: Option<PathBuf>,
     standby: usize,
+    metrics: Option<SocketAddr>,
 }
 
 impl Default for Top {
@@ -442,6 +446,7 @@ impl Default for Top {
             shim: None,
             criu: None,
             standby: DEFAULT_STANDBY,
+            metrics: None,
         }
     }
 }

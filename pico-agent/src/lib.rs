@@ -15,6 +15,7 @@ pub mod gate;
 pub mod hub;
 pub mod lifecycle;
 pub mod logs;
+pub mod metrics;
 pub(crate) mod netlink;
 #[cfg(test)]
 mod nettest;

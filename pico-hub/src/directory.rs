@@ -123,6 +123,16 @@ impl Names {
         }
     }
 
+    /// How many apps are in each state, as last heard.
+    pub fn states(&self) -> HashMap<AppState, u64> {
+        let labels = self.labels.read().unwrap_or_else(PoisonError::into_inner);
+        let mut states = HashMap::new();
+        for slot in labels.values() {
+            *states.entry(slot.entry.state).or_default() += 1;
+        }
+        states
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.labels.read().unwrap_or_else(PoisonError::into_inner).len()

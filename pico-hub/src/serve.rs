@@ -30,7 +30,7 @@ pub use self::call::RequestId;
 use self::crowd::Crowd;
 use self::listen::Listener;
 use self::methods::Methods;
-use self::metrics::{Closed, Metrics};
+use self::metrics::{AtScrape, Closed, Metrics};
 use crate::api;
 use crate::config::{Address, Config};
 use crate::hub::{Hub, HubError};
@@ -192,6 +192,10 @@ impl Server {
             methods: Arc::new(Methods::load().map_err(|error| broken(&error))?),
             metrics: Metrics::new(&mut registry),
         };
+        registry.register_collector(Box::new(AtScrape {
+            hub,
+            dns: dns.as_ref().map(dns::Server::counts),
+        }));
         Ok(Server {
             ready: Ready {
                 api,

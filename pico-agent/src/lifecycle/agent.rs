@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::app::{AppHandle, Command};
 use super::apps::{Apps, link_name, records};
-use super::host::Host;
 use super::exec::{Exec, Running};
+use super::host::Host;
 use super::paths::AppPaths;
 use super::record::{Record, RecordError};
 use super::registration::RegistrationError;
@@ -33,6 +34,7 @@ use crate::gate::{Gate, GateConfig, GateError, GateEvent};
 use crate::hub;
 use crate::hub::link::{HostFacts, LinkConfig, LinkError};
 use crate::probes::{ProbeError, Probes, TraceEvent};
+use crate::metrics::{self, Metrics, Seen};
 use crate::sandbox::net::NetSpec;
 use crate::sandbox::{CgroupError, CgroupTree};
 use crate::store::{Store, StoreError};
@@ -88,6 +90,14 @@ pub enum AgentError {
     /// The control socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The address for metrics.
+    #[error("cannot listen on {address} for metrics ({source}); try: another address")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The state directory.
     #[error("{path}: {source}")]
     File {
@@ -131,6 +141,14 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), AgentError>
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
     let records = records(&config)?;
+    let metrics = match config.metrics {
+        None => None,
+        Some(address) => Some(
+            metrics::bind(address)
+                .await
+                .map_err(|source| AgentError::Metrics { address, source })?,
+        ),
+    };
     let (host, events) = open_host(&config, !records.is_empty()).await?;
     let host = Arc::new(host);
     let link = link_config(&config, &host.criu);
@@ -145,6 +163,16 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> Result<(), AgentError>
     tokio::spawn(read_traces(agent.clone()));
     let server = Server::bind(&agent.socket, Limits::default())?;
     let serving = tokio::spawn(server.serve(agent.clone(), stop.clone()));
+    if let Some(listener) = metrics {
+        let seen = agent.clone();
+        let see = Arc::new(move || seen.see());
+        tokio::spawn(metrics::serve(
+            listener,
+            agent.host.metrics.clone(),
+            see,
+            stop.clone(),
+        ));
+    }
     if let Some(link) = link {
         tokio::spawn(hub::link::keep(link, agent.clone(), stop.clone()));
     }
@@ -254,6 +282,7 @@ async fn open_host(
         hidden: hidden.into_iter().flatten().collect(),
         state_dir,
         fence,
+        metrics: Metrics::default(),
         changes: Arc::default(),
     };
     Ok((host, events))
@@ -399,6 +428,34 @@ impl Agent {
         Ok(summary(&app))
     }
 
+    /// What there is now, for metrics.
+    fn see(&self) -> Seen {
+        let now = Timestamp::now();
+        let mut seen = Seen {
+            events_lost: self.host.probes.lost().unwrap_or_default(),
+            ..Seen::default()
+        };
+        for app in self.apps.handles() {
+            let view = app.view.borrow();
+            let summary = &view.detail.summary;
+            *seen.states.entry(summary.state.clone()).or_default() += 1;
+            if matches!(summary.state.as_str(), "warm" | "cold") {
+                seen.asleep += now.since(summary.since);
+            }
+            let stored = summary.checkpoint.as_ref().filter(|checkpoint| checkpoint.stored);
+            seen.stored_bytes += stored.map_or(0, |checkpoint| checkpoint.bytes);
+            seen.page_faults += app.page_faults.load(Ordering::Relaxed);
+            seen.held += u64::try_from(self.host.gate.held(&summary.name)).unwrap_or(u64::MAX);
+            if let Some(counts) = self.host.gate.counts(&summary.name) {
+                seen.dropped += counts.overflowed;
+                for (rule, count) in counts.filtered {
+                    *seen.filtered.entry(rule).or_default() += count;
+                }
+            }
+        }
+        seen
+    }
+
     async fn shut_down(&self) {
         let mut waiting = Vec::new();
         for app in self.apps.handles() {
@@ -521,6 +578,14 @@ impl hub::Apps for Agent {
         }
     }
 
+    async fn exec(&self, name: &str, exec: Exec) -> Result<Running, Failure> {
+        let app = self.app(name)?;
+        let gone = |_| Failure::new(ErrorCode::Busy, "the agent is going down");
+        let (reply, place) = oneshot::channel();
+        let _ = app.commands.send(Command::Exec(Box::new(exec), reply));
+        place.await.map_err(gone)??.start().await
+    }
+
     fn changes(&self) -> Arc<hub::Changes> {
         self.host.changes.clone()
     }
@@ -578,14 +643,6 @@ pub async fn cleanup(config: &Config) -> Result<Vec<String>, AgentError> {
     Gate::remove(&gate_config(config)).await?;
     Fence::take_down(&fence_config(config))?;
     unmount(&config.state_dir.join("kdat"))?;
-    async fn exec(&self, name: &str, exec: Exec) -> Result<Running, Failure> {
-        let app = self.app(name)?;
-        let gone = |_| Failure::new(ErrorCode::Busy, "the agent is going down");
-        let (reply, place) = oneshot::channel();
-        let _ = app.commands.send(Command::Exec(Box::new(exec), reply));
-        place.await.map_err(gone)??.start().await
-    }
-
     unmount(&apps)?;
     tree.remove_all()?;
     let _ = fs::remove_file(config.socket());

@@ -9,6 +9,7 @@ use crate::criu::command::Criu;
 use crate::fence::Fence;
 use crate::gate::Gate;
 use crate::hub::Changes;
+use crate::metrics::Metrics;
 use crate::probes::Probes;
 use crate::sandbox::CgroupTree;
 use crate::store::Store;
@@ -37,6 +38,8 @@ pub struct Host {
     pub hidden: Vec<PathBuf>,
     /// Keeps apps from this host, and from what others do not publish.
     pub fence: Fence,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Which apps look different than when they were last reported.
     pub changes: Arc<Changes>,
 }

@@ -102,12 +102,17 @@ impl App {
                     Tier::Warm => counters.wakes_warm += 1,
                     Tier::Cold => counters.wakes_cold += 1,
                 }
+                let total_ms = watch.began.elapsed().as_secs_f64() * 1000.0;
+                let phases = watch.phases.iter().map(|phase| (phase.name.as_str(), phase.ms));
+                self.host
+                    .metrics
+                    .woken(trigger, phases.chain([("total", total_ms)]));
                 let (fetched_bytes, s3_gets) = self.meter.read();
                 self.record.last_wake = Some(Wake {
                     at,
                     tier: from,
                     trigger: trigger.to_owned(),
-                    total_ms: watch.began.elapsed().as_secs_f64() * 1000.0,
+                    total_ms,
                     phases: watch.phases,
                     fetched_bytes,
                     s3_gets,
@@ -120,6 +125,7 @@ impl App {
             }
             Err(failed) => {
                 self.record.counters.failed_wakes += 1;
+                self.host.metrics.not_woken(trigger);
                 self.fail("wake", &failed.reason);
                 self.leave_run().await;
                 self.end_stray_runs().await;

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use super::app::App;
 use super::state::Event;
-use crate::checkpoint::index::{ObjectId, PageIndex};
+use crate::checkpoint::index::{ObjectId, PAGE_SIZE, PageIndex};
 use crate::checkpoint::local::INDEX_FILE;
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::criu::sockets::is_unaccepted;
@@ -41,7 +42,6 @@ impl App {
             let message = format!("'{}' cannot be put to sleep ({reason})", self.config.name);
             return Err(Failure::new(ErrorCode::SleepFailed, message));
         }
-        self.settle_upload(false).await;
         if self.going_down {
             self.end_all_beside().await;
         } else if self.beside.count() > 0 {
@@ -53,6 +53,8 @@ impl App {
                 .wrong_state(message)
                 .hint("end the command (pico app exec), then again"));
         }
+        self.settle_upload(false).await;
+        let began = Instant::now();
         self.apply(Event::SwapOut, why);
         self.told = None;
         if let Err(error) = self.host.gate.hold(&self.config.name).await {
@@ -65,6 +67,9 @@ impl App {
         match self.swap_out(generation).await {
             Outcome::Slept(summary) => {
                 self.slept(generation, &summary, why).await;
+                let written = summary.stored_pages * PAGE_SIZE + summary.image_bytes;
+                let full = summary.carried_pages == 0;
+                self.host.metrics.slept(began.elapsed(), written, full);
                 Ok(())
             }
             Outcome::Refused(reason) => {
@@ -206,9 +211,7 @@ impl App {
         checkpoint.generation = generation;
         checkpoint.local = Some(generation);
         checkpoint.taken = Some(Timestamp::now());
-        checkpoint.bytes = (summary.stored_pages + summary.carried_pages)
-            * crate::checkpoint::index::PAGE_SIZE
-            + summary.image_bytes;
+        checkpoint.bytes = (summary.stored_pages + summary.carried_pages) * PAGE_SIZE + summary.image_bytes;
         self.standby_failed = false;
         self.record.connections = self.checkpoint_connections(generation);
         self.record.counters.sleeps += 1;

@@ -15,10 +15,12 @@ mod sessions;
 mod streams;
 mod tokens;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pico_proto::v1::AppState;
 use tokio::sync::watch;
 
 pub use self::apps::Handle;
@@ -157,9 +159,14 @@ impl Hub {
         }
     }
 
-    /// How many apps have a name, and how many agents are attached.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.names.len(), self.sessions.count())
+    /// How many agents are attached.
+    pub fn attached(&self) -> usize {
+        self.sessions.count()
+    }
+
+    /// How many apps are in each state, as last heard.
+    pub fn states(&self) -> HashMap<AppState, u64> {
+        self.names.states()
     }
 }
 

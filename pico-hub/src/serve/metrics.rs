@@ -1,18 +1,21 @@
 //! What the hub counts, and where Prometheus reads it. Labels are calls of the descriptors, codes of gRPC and words
 //! of this file: no name, address or token of anybody is among them.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
@@ -20,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use super::methods::Method;
+use crate::dns::Counts;
+use crate::hub::Hub;
 use crate::problem::code_name;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -143,6 +148,65 @@ impl Metrics {
 
     pub(super) fn closed(&self, reason: Closed) {
         self.closed.get_or_create(&Why { reason }).inc();
+    }
+}
+
+/// What is read when Prometheus asks: what there is at the hub, and what the name server has counted.
+pub(super) struct AtScrape {
+    /// The hub.
+    pub(super) hub: Arc<Hub>,
+    /// Of its name server, if it has one.
+    pub(super) dns: Option<Arc<Counts>>,
+}
+
+impl fmt::Debug for AtScrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AtScrape")
+    }
+}
+
+impl Collector for AtScrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let gauge = |value: usize| ConstGauge::new(u64::try_from(value).unwrap_or(u64::MAX));
+        let agents = gauge(self.hub.attached());
+        agents.encode(encoder.encode_descriptor(
+            "pico_hub_agents",
+            "Agents that are attached",
+            None,
+            agents.metric_type(),
+        )?)?;
+        let kind = ConstGauge::new(0_u64).metric_type();
+        let mut states =
+            encoder.encode_descriptor("pico_app_state", "Apps in each state, as last heard", None, kind)?;
+        for (state, count) in self.hub.states() {
+            let state = state.as_str_name().trim_start_matches("APP_STATE_");
+            let label = [("state", state.to_ascii_lowercase().replace('_', "-"))];
+            ConstGauge::new(count).encode(states.encode_family(&label)?)?;
+        }
+        let Some(dns) = &self.dns else { return Ok(()) };
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let read = |count: &AtomicU64| ConstCounter::new(count.load(Ordering::Relaxed));
+        let mut answers =
+            encoder.encode_descriptor("pico_dns_queries", "Queries by what became of them", None, kind)?;
+        for (result, count) in [
+            ("noerror", &dns.no_error),
+            ("nxdomain", &dns.nx_domain),
+            ("refused", &dns.refused),
+            ("malformed", &dns.malformed),
+            ("slipped", &dns.slipped),
+            ("dropped", &dns.dropped),
+            ("unsent", &dns.unsent),
+            ("turned-away", &dns.turned_away),
+        ] {
+            read(count).encode(answers.encode_family(&[("result", result)])?)?;
+        }
+        let told = read(&dns.told);
+        told.encode(encoder.encode_descriptor(
+            "pico_dns_told",
+            "How often an agent was told that a client is near",
+            None,
+            told.metric_type(),
+        )?)
     }
 }
 

@@ -17,8 +17,12 @@ impl App {
 
     /// Takes an event. One that cannot happen is a bug of the actor; it is logged and changes nothing.
     pub(in crate::lifecycle) fn apply(&mut self, event: Event, why: &str) {
-        match self.record.situation.apply(event, why, Timestamp::now()) {
+        let (before, since, at) = (self.state(), self.record.situation.since, Timestamp::now());
+        match self.record.situation.apply(event, why, at) {
             Ok(state) => {
+                if before.asleep() {
+                    self.host.metrics.was_asleep(at.since(since));
+                }
                 if state == State::Warm {
                     self.warm_since = now();
                 }
@@ -48,6 +52,7 @@ impl App {
 
     pub(in crate::lifecycle) fn fail(&mut self, during: &str, reason: &str) {
         tracing::warn!(app = self.config.name, during, reason, "failed");
+        self.host.metrics.failed(during);
         let at = Timestamp::now();
         self.record.last_failure = Some(RecordedFailure {
             at,
