@@ -12,9 +12,18 @@ traces() {
 }
 before=$(traces)
 
+# All processes of the proof. Not a pid namespace of theirs: eBPF numbers processes as the first one does, and a machine
+# has no other.
+group=$(findmnt -n -o TARGET -t cgroup2 | head -n 1)/fresh-$$
+
 finish() {
     local code=$?
     trap '' INT TERM HUP
+    if [ -d "$group" ]; then
+        echo 1 >"$group/cgroup.kill"
+        while grep -q 'populated 1' "$group/cgroup.events"; do sleep 0.1; done
+        rmdir "$group"
+    fi
     # All mounts were made in namespaces that have ended. Were one here all the same, removing
     # would reach through it into the host's toolchain.
     if grep -qF " $DIR/" /proc/self/mountinfo; then
@@ -51,8 +60,9 @@ cp -r "$WORK/source.git" "$DIR/srv/picocenter.git"
 cp "$WORK/words.sh" "$DIR/root/words.sh"
 
 export DIR RUSTUP CARGO
-# Its own processes and mounts: when it ends, both are gone.
-unshare --mount --pid --fork --kill-child bash -euo pipefail -c '
+# Its own mounts, which are gone with its last process.
+mkdir "$group"
+(echo "$BASHPID" >"$group/cgroup.procs" && exec unshare --mount bash -euo pipefail -c '
     # The root of a machine is a mount point: pivot_root and mount propagation ask for one.
     mount --bind "$DIR" "$DIR"
     mount -t proc proc "$DIR/proc"
@@ -71,4 +81,4 @@ unshare --mount --pid --fork --kill-child bash -euo pipefail -c '
         PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
         bash /root/words.sh
-'
+')
