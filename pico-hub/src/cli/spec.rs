@@ -103,6 +103,12 @@ pub struct Options {
     /// Its working directory [default: /]
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<String>,
+    /// Its host name [default: the app's name]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Directory on the agent's host, copied over its files when it is first made [default: none]
+    #[arg(long, value_name = "DIR")]
+    pub seed: Option<String>,
     /// Limit of memory, as 256M [default: none]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Size>,
@@ -182,6 +188,8 @@ pub(super) fn from_options(name: &str, options: Options) -> Result<(v1::AppSpec,
         ("env", !env.is_empty()),
         ("user", options.user.is_some()),
         ("workdir", options.workdir.is_some()),
+        ("hostname", options.hostname.is_some()),
+        ("seed", options.seed.is_some()),
         ("memory_bytes", options.memory.is_some()),
         ("cpus", options.cpus.is_some()),
         ("pids", options.pids.is_some()),
@@ -203,6 +211,8 @@ pub(super) fn from_options(name: &str, options: Options) -> Result<(v1::AppSpec,
         env,
         user: options.user.unwrap_or_default(),
         workdir: options.workdir.unwrap_or_default(),
+        hostname: options.hostname.unwrap_or_default(),
+        seed: options.seed.unwrap_or_default(),
         memory_bytes: options.memory.map(|size| size.0),
         cpus: options.cpus,
         pids: options.pids,

@@ -1,6 +1,7 @@
 //! `pico-demo`: real apps fall asleep by idleness and are woken by their clients, with numbers.
 
 use std::io::IsTerminal;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,10 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use pico_tests::harness::apps::{self, Proto, RealApp};
+use pico_tests::harness::hub::ZONE;
+use pico_tests::harness::owner::{Owner, create_words, shell_line};
 use pico_tests::harness::rig::Plan;
 use pico_tests::harness::slot::Slot;
 use pico_tests::harness::store::BUCKET;
-use pico_tests::harness::{Rig, Samples, interrupt, procs, table, within};
+use pico_tests::harness::{AppConfig, Rig, Samples, bin, interrupt, procs, table, within};
 use serde::Serialize;
 
 /// An app sleeps after this long without a packet, and lies in the store only after this long more: long
@@ -19,13 +22,15 @@ use serde::Serialize;
 const IDLE: &str = "1s";
 const COLD_AFTER: &str = "4s";
 const ROUNDS: usize = 5;
+/// Whose apps they are.
+const OWNER: &str = "demo";
 /// Until an app has started, fallen asleep, or lies in the store only.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Swap nginx, redis and BIND out to object storage and let their clients wake them.
 ///
-/// Runs an agent and an embedded object store on this host, asks each app, waits until all sleep, asks again,
-/// and takes everything away again.
+/// Runs a hub, an agent and an embedded object store on this host, registers the apps with `pico`, finds each by the
+/// hub's DNS and asks it, waits until all sleep, asks again, and takes everything away again.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -33,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 Exit codes:\n  0 all answered, all state intact, nothing left behind  1 failure  2 usage  130 interrupted"
 )]
 struct Options {
-    /// Leave agent, store and apps running, and print what to try
+    /// Leave everything running, and print what to try
     #[arg(long)]
     keep: bool,
     /// Write the result to this file
@@ -91,8 +96,11 @@ impl Measured {
 
 struct Demo {
     rig: Rig,
+    owner: Owner,
     apps: Vec<Box<dyn RealApp>>,
     measured: Vec<Measured>,
+    /// How long the hub's DNS took to find the apps.
+    found: Samples,
     start: Instant,
 }
 
@@ -138,14 +146,19 @@ fn run(options: &Options) -> Result<()> {
 impl Demo {
     fn start() -> Result<Self> {
         let start = Instant::now();
-        let mut plan = Plan::new("demo")?.on_host_network(Slot::take()?);
+        let plan = Plan::new("demo")?.on_host_network(Slot::take()?).hub();
         let apps = apps::all();
-        for app in &apps {
-            plan = plan.real_app(app.as_ref(), |config| {
-                config.idle = IDLE.into();
-                config.cold_after = COLD_AFTER.into();
-            })?;
-        }
+        let configs = apps
+            .iter()
+            .map(|app| {
+                let config = app.config(plan.dir())?;
+                Ok(AppConfig {
+                    idle: IDLE.into(),
+                    cold_after: COLD_AFTER.into(),
+                    ..config
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
         let entries = |(index, app): (usize, &dyn RealApp)| {
             app.protocols()
                 .iter()
@@ -158,16 +171,48 @@ impl Demo {
             .enumerate()
             .flat_map(entries)
             .collect();
-        println!(
-            "Starting an object store, an agent, and {} apps from Debian packages.",
-            apps.len()
-        );
-        Ok(Demo {
-            rig: plan.start()?,
+        println!("Starting an object store, a hub and an agent, which joins the hub.");
+        let rig = plan.start()?;
+        let owner = rig.hub.as_ref().context("no hub")?.owner(OWNER)?;
+        let demo = Demo {
+            rig,
+            owner,
             apps,
             measured,
+            found: Samples::default(),
             start,
-        })
+        };
+        demo.register(&configs)?;
+        Ok(demo)
+    }
+
+    /// What an app is called on its agent.
+    fn label(&self, app: usize) -> String {
+        format!("{}-{OWNER}", self.apps[app].name())
+    }
+
+    fn register(&self, configs: &[AppConfig]) -> Result<()> {
+        self.say(&format!(
+            "'{OWNER}' registers {} apps from Debian packages:",
+            configs.len()
+        ));
+        for config in configs {
+            let shown = AppConfig {
+                seed: None,
+                ..config.clone()
+            };
+            println!("          pico {}", shell_line(&create_words(&shown)));
+            self.owner.create(config)?;
+        }
+        Ok(())
+    }
+
+    /// Where an app is, by the hub's DNS.
+    fn find(&mut self, app: usize) -> Result<IpAddr> {
+        let hub = self.rig.hub.as_ref().context("no hub")?;
+        let (address, time) = hub.resolve(&self.label(app))?;
+        self.found.push_ms(time);
+        Ok(address)
     }
 
     fn say(&self, text: &str) {
@@ -205,12 +250,12 @@ impl Demo {
     fn begin(&mut self) -> Result<()> {
         for index in 0..self.apps.len() {
             let name = self.apps[index].name();
-            let at = self.rig.v4(name)?;
+            let at = self.find(index)?;
             let app = &mut self.apps[index];
             within(PATIENCE, || app.ready(at)).with_context(|| format!("{name} does not answer"))?;
             app.fill(at)?;
         }
-        self.say("all apps run; redis holds 60 MB of keys. Each is asked while it is hot:");
+        self.say("all apps run; redis holds 60 MB of keys. Each is found by the hub's DNS, and asked while it is hot:");
         for entry in 0..self.measured.len() {
             // The first tells whether it answers; the others, what a hot answer takes.
             for _ in 0..20 {
@@ -234,16 +279,16 @@ impl Demo {
     fn ask(&mut self, entry: usize) -> Result<Duration> {
         interrupt::check()?;
         let Measured { app, proto, .. } = self.measured[entry];
+        let at = self.find(app)?;
         let app = &mut self.apps[app];
-        let at = self.rig.v4(app.name())?;
         app.request(at, proto)
             .with_context(|| format!("a request to {} was lost", app.name()))
     }
 
     /// Waits until idleness has brought every app to `tier`; the first ones may be further by then.
     fn sleep_everywhere(&self, tier: &str) -> Result<()> {
-        for app in &self.apps {
-            self.rig.agent.wait(app.name(), &[tier, "cold"], PATIENCE)?;
+        for app in 0..self.apps.len() {
+            self.rig.agent.wait(&self.label(app), &[tier, "cold"], PATIENCE)?;
         }
         Ok(())
     }
@@ -251,9 +296,10 @@ impl Demo {
     /// Shows that sleeping apps have no process, and what stands by for their wakes.
     fn show_asleep(&self) -> Result<()> {
         self.say("all sleep. What is left of them on this host:");
-        for app in &self.apps {
-            let cgroup = self.rig.agent.app_cgroup(app.name());
-            let shim = self.rig.agent.shim_cgroup(app.name());
+        for app in 0..self.apps.len() {
+            let label = self.label(app);
+            let cgroup = self.rig.agent.app_cgroup(&label);
+            let shim = self.rig.agent.shim_cgroup(&label);
             let mut processes = procs::in_cgroup(&cgroup)?;
             processes.extend(procs::in_cgroup(&shim)?);
             let resident: u64 = processes.iter().map(|process| process.resident).sum();
@@ -261,14 +307,14 @@ impl Demo {
             let (resident, charged) = (table::bytes(resident), table::bytes(charged));
             println!(
                 "          {}: none of its processes; {} stand by for its wake, {resident} resident, {charged} charged",
-                app.name(),
+                self.apps[app].name(),
                 processes.len()
             );
-            let own = self.rig.processes(app.name())?;
-            ensure!(own.is_empty(), "{} sleeps, but {} runs", app.name(), own[0]);
+            let own = self.rig.processes(&label)?;
+            ensure!(own.is_empty(), "{label} sleeps, but {} runs", own[0]);
         }
-        for app in &self.apps {
-            self.rig.stored(app.name())?;
+        for app in 0..self.apps.len() {
+            self.rig.stored(&self.label(app))?;
         }
         self.say(&format!("and what lies in the bucket '{BUCKET}':"));
         for (key, size) in self.rig.store.objects()? {
@@ -290,19 +336,14 @@ impl Demo {
                 .filter(|entry| self.turn(*entry) == turn)
                 .collect();
             for entry in &entries {
-                self.rig
-                    .agent
-                    .wait(self.name(*entry), &[tier, "cold"], PATIENCE)?;
+                let label = self.label(self.measured[*entry].app);
+                self.rig.agent.wait(&label, &[tier, "cold"], PATIENCE)?;
             }
             for entry in entries {
                 self.wake(entry, tier)?;
             }
         }
         Ok(())
-    }
-
-    fn name(&self, entry: usize) -> &'static str {
-        self.apps[self.measured[entry].app].name()
     }
 
     /// Which of its app's protocols an entry is.
@@ -316,16 +357,16 @@ impl Demo {
     }
 
     fn wake(&mut self, entry: usize, tier: &str) -> Result<()> {
-        let name = self.name(entry);
+        let label = self.label(self.measured[entry].app);
         // While the apps before it were asked, an app that is to be woken from warm may have gone cold: it is
         // woken, not counted, and sleeps again.
         for _ in 0..3 {
-            let asleep = self.rig.agent.wait(name, &[tier, "cold"], PATIENCE)?;
+            let asleep = self.rig.agent.wait(&label, &[tier, "cold"], PATIENCE)?;
             if asleep.state() == "warm" {
-                self.rig.drop_checkpoint_pages(name)?;
+                self.rig.drop_checkpoint_pages(&label)?;
             }
             let time = self.ask(entry)?;
-            let woken = self.rig.agent.show(name)?.last_wake()?;
+            let woken = self.rig.agent.show(&label)?.last_wake()?;
             let measured = &mut self.measured[entry];
             match (tier, woken.tier.as_str()) {
                 ("warm", "warm") => measured.warm.push_ms(time),
@@ -338,7 +379,7 @@ impl Demo {
             }
             return Ok(());
         }
-        bail!("{name} went cold three times before it could be woken from {tier}")
+        bail!("{label} went cold three times before it could be woken from {tier}")
     }
 
     /// Compares all state and sums up.
@@ -346,9 +387,10 @@ impl Demo {
         self.say("comparing all state: every redis key, the counter, every page and record");
         let mut intact = Vec::new();
         let mut sizes = Vec::new();
-        for app in &mut self.apps {
-            let at = self.rig.v4(app.name())?;
-            sizes.push(self.rig.agent.show(app.name())?.checkpoint_bytes()?);
+        for index in 0..self.apps.len() {
+            let at = self.find(index)?;
+            sizes.push(self.rig.agent.show(&self.label(index))?.checkpoint_bytes()?);
+            let app = &mut self.apps[index];
             let checked = app.check(at);
             if let Err(error) = &checked {
                 println!("          {}: {error:#}", app.name());
@@ -375,6 +417,11 @@ impl Demo {
     fn end(mut self, lines: &[Line], options: &Options) -> Result<()> {
         println!("\nMedians of {ROUNDS}: one whole request, connection included.\n");
         println!("{}\n", as_table(lines));
+        let found = self.found.median().context("no name was asked for")?;
+        println!(
+            "Names were found in {} each, before the time that counts above.\n",
+            table::ms(found)
+        );
         let leftovers = if options.keep {
             Vec::new()
         } else {
@@ -414,21 +461,38 @@ impl Demo {
 
     /// Leaves everything running and says how to use it.
     fn keep(self) -> Result<()> {
-        let agent = pico_tests::harness::bin::find("pico-agent")?;
-        let agent = agent.display();
-        let config = self.rig.agent.config_file();
-        let config = config.display();
-        println!("It all runs on. Try:");
-        println!("  {agent} app list --config {config}");
-        println!("  curl http://{}/1.html", self.rig.v4("nginx")?);
-        println!("  redis-cli -h {} get key:00000007", self.rig.v4("redis")?);
-        println!("  dig @{} h7.pico.test", self.rig.v4("bind")?);
-        println!("  {agent} app show redis --config {config}");
-        println!("To end it:");
-        let pids = format!("{} {}", self.rig.agent.pid()?, self.rig.store.pid());
-        println!("  kill {pids}; tail --pid={} -f /dev/null", self.rig.agent.pid()?);
+        let hub = self.rig.hub.as_ref().context("no hub")?;
+        let programs = bin::find("pico")?;
+        let programs = programs
+            .parent()
+            .context("a program lies in a directory")?
+            .display();
+        println!("It all runs on. Try, in a root shell:");
         println!(
-            "  {agent} cleanup --config {config} && rm -r {}",
+            "  export PATH={programs}:$PATH PICO_CONFIG={}",
+            self.owner.config.display()
+        );
+        println!("  pico app list");
+        println!("  pico app show redis");
+        println!("  pico app exec nginx -- ls /srv/web/html");
+        println!("  pico event follow");
+        let dns = hub.dns();
+        println!("  dig @{} -p {} nginx-{OWNER}.{ZONE}", dns.ip(), dns.port());
+        println!("  curl http://{}/1.html", hub.resolve(&self.label(0))?.0);
+        println!(
+            "  redis-cli -h {} get key:00000007",
+            hub.resolve(&self.label(1))?.0
+        );
+        println!("To end it:");
+        let agent = self.rig.agent.pid()?;
+        println!(
+            "  kill {agent}; tail --pid={agent} -f /dev/null; kill {} {}",
+            hub.pid(),
+            self.rig.store.pid()
+        );
+        println!(
+            "  pico-agent cleanup --config {} && rm -r {}",
+            self.rig.agent.config_file().display(),
             self.rig.dir().display()
         );
         self.rig.leave();

@@ -1,7 +1,8 @@
 //! A real hub (`pico-hub serve`) as a background program, and clients of its API.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,20 +12,34 @@ use anyhow::{Context, Result};
 use pico_proto::v1;
 use pico_proto::v1::app_service_client::AppServiceClient;
 use pico_proto::v1::token_service_client::TokenServiceClient;
+use serde::Deserialize;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use super::apps::{Proto, dns};
+use super::owner::Owner;
 use super::{bin, process::Daemon};
+
+/// The zone that the hub answers for: an app is `NAME-OWNER.ZONE`.
+pub const ZONE: &str = "apps.test";
 
 /// A running hub; dropping it ends it.
 #[derive(Debug)]
 pub struct Hub {
     daemon: Daemon,
     dir: PathBuf,
-    address: String,
+    api: SocketAddr,
+    dns: SocketAddr,
+}
+
+/// What the hub writes when it serves.
+#[derive(Debug, Deserialize)]
+struct Ready {
+    api: Vec<String>,
+    dns: Vec<SocketAddr>,
 }
 
 impl Hub {
@@ -33,20 +48,34 @@ impl Hub {
     /// # Errors
     /// When it does not come up: with its log.
     pub fn start(dir: &Path) -> Result<Self> {
-        Self::start_on(dir, "127.0.0.1:0")
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::start_on(dir, any, any)
     }
 
-    fn start_on(dir: &Path, listen: &str) -> Result<Self> {
+    fn start_on(dir: &Path, api: SocketAddr, dns: SocketAddr) -> Result<Self> {
         let config = dir.join("hub.toml");
-        std::fs::write(&config, format!("state_dir = \"hub\"\nlisten = \"{listen}\"\n"))?;
+        let text = format!(
+            "state_dir = \"hub\"\nlisten = \"{api}\"\n\n[dns]\nzone = \"{ZONE}\"\nlisten = [\"{dns}\"]\n"
+        );
+        std::fs::write(&config, text)?;
+        let ready = dir.join("hub.ready");
         let mut command = Command::new(bin::find("pico-hub")?);
-        command.arg("serve").arg("--config").arg(&config);
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(&config)
+            .arg("--ready-file")
+            .arg(&ready);
         let log = dir.join("hub.log");
-        let (daemon, address) = Daemon::start(&mut command, &log, Duration::from_secs(20), address_in)?;
+        let is_ready = |line: &str| line.contains(" ready ").then_some(());
+        let (daemon, ()) = Daemon::start(&mut command, &log, Duration::from_secs(20), is_ready)?;
+        let ready: Ready = serde_json::from_slice(&std::fs::read(ready)?)?;
+        let api = ready.api.first().and_then(|api| api.strip_prefix("http://"));
         Ok(Hub {
             daemon,
             dir: dir.to_owned(),
-            address,
+            api: api.context("the hub serves no API")?.parse()?,
+            dns: *ready.dns.first().context("the hub answers no DNS")?,
         })
     }
 
@@ -56,7 +85,7 @@ impl Hub {
     /// When it does not come up.
     pub fn crash_and_restart(&mut self) -> Result<()> {
         self.daemon.kill()?;
-        *self = Self::start_on(&self.dir.clone(), &self.address.clone())?;
+        *self = Self::start_on(&self.dir.clone(), self.api, self.dns)?;
         Ok(())
     }
 
@@ -75,7 +104,26 @@ impl Hub {
 
     /// Where its API is, as a URL.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.api)
+    }
+
+    /// Where its name server is.
+    pub fn dns(&self) -> SocketAddr {
+        self.dns
+    }
+
+    /// The address of an app by the hub's name server, and how long that took.
+    ///
+    /// # Errors
+    /// When there is no such name.
+    pub fn resolve(&self, label: &str) -> Result<(IpAddr, Duration)> {
+        let name = format!("{label}.{ZONE}");
+        let (found, time) = dns::ask(self.dns, Proto::Udp, &name, dns::Type::A)?;
+        let octets = found
+            .first()
+            .and_then(|data| <[u8; 4]>::try_from(data.as_slice()).ok());
+        let address = octets.with_context(|| format!("{name} has no address"))?;
+        Ok((address.into(), time))
     }
 
     /// The text of its first administrator's token.
@@ -104,14 +152,21 @@ impl Hub {
             Ok::<_, anyhow::Error>(tokens.create_token(request).await?.into_inner())
         })?;
         let path = self.dir.join("join.token");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)?;
-        file.write_all(created.secret.as_bytes())?;
+        secret_file(&path)?.write_all(created.secret.as_bytes())?;
         Ok(path)
+    }
+
+    /// Somebody who may do with the apps of `owner` what they like.
+    ///
+    /// # Errors
+    /// When the hub does not take them.
+    pub fn owner(&self, owner: &str) -> Result<Owner> {
+        let admin = self.dir.join("hub/admin.token");
+        let admin = Owner::new(&self.dir.join("admin.toml"), &self.url(), &admin, "")?;
+        let secret = admin.pico(&["token", "create", "--owner", owner, "-q"])?;
+        let token = self.dir.join(format!("{owner}.token"));
+        secret_file(&token)?.write_all(secret.trim().as_bytes())?;
+        Owner::new(&self.dir.join("pico.toml"), &self.url(), &token, owner)
     }
 
     /// A connection to its API.
@@ -133,10 +188,13 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .build()?)
 }
 
-fn address_in(line: &str) -> Option<String> {
-    let (_, rest) = line.split_once("api=\"http://")?;
-    line.contains(" ready ")
-        .then(|| rest.split('"').next().unwrap_or_default().to_owned())
+fn secret_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Puts a token into every call.

@@ -12,6 +12,7 @@ pub mod hub;
 pub mod interrupt;
 pub mod leftovers;
 pub mod net;
+pub mod owner;
 pub mod pagecache;
 pub mod process;
 pub mod procs;

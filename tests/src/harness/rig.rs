@@ -215,7 +215,7 @@ impl Plan {
                 address: hub.url(),
                 join_token_file: hub.join_token()?,
                 name: "host1".into(),
-                roots: vec![self.dir.path().to_owned()],
+                roots: vec!["host".into(), self.dir.path().to_owned()],
             });
         }
         let leftovers = Leftovers::before(&cgroup_root(&config.instance), self.dir.path().to_owned())?;
@@ -497,7 +497,12 @@ impl Rig {
             let _ = output(Command::new("cp").arg("-r").arg(self.dir.path()).arg(target));
         }
         let log = |name: &str, lines| tail(&self.dir.path().join(name), lines);
-        format!("{}\n{}", log("agent.log", 60), log("store.log", 10))
+        format!(
+            "{}\n{}\n{}",
+            log("agent.log", 60),
+            log("store.log", 10),
+            log("hub.log", 20)
+        )
     }
 }
 

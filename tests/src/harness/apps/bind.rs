@@ -1,16 +1,14 @@
 //! Debian's BIND 9 as the authoritative server of one small zone, over UDP and TCP.
 
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::dns::{self, Type};
-use super::{LIMIT, Proto, RealApp, seed};
+use super::{Proto, RealApp, seed};
 use crate::harness::{AppConfig, bin};
 
 /// Names `h0` to `h199` have addresses.
@@ -79,58 +77,22 @@ impl RealApp for Bind {
         for host in 0..HOSTS {
             address_of(at, Proto::Udp, host)?;
         }
-        let (text, _) = ask(at, Proto::Tcp, "h7.pico.test", Type::Txt)?;
+        let (text, _) = dns::ask(SocketAddr::new(at, 53), Proto::Tcp, "h7.pico.test", Type::Txt)?;
         ensure!(text == [b"\x06host 7".to_vec()], "TXT of h7 is {text:?}");
         Ok(())
     }
 }
 
 fn address_of(at: IpAddr, proto: Proto, host: u8) -> Result<Duration> {
-    let (found, time) = ask(at, proto, &format!("h{host}.pico.test"), Type::A)?;
+    let (found, time) = dns::ask(
+        SocketAddr::new(at, 53),
+        proto,
+        &format!("h{host}.pico.test"),
+        Type::A,
+    )?;
     ensure!(
         found == [vec![192, 0, 2, host]],
         "address of h{host} is {found:?}"
     );
     Ok(time)
-}
-
-/// One question; its answers, and the time it took. A lost datagram is not sent again: the gate must not
-/// lose it.
-fn ask(at: IpAddr, proto: Proto, name: &str, kind: Type) -> Result<(Vec<Vec<u8>>, Duration)> {
-    static NEXT: AtomicU16 = AtomicU16::new(1);
-    let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    let question = dns::question(id, name, kind);
-    let at = SocketAddr::new(at, 53);
-    let start = Instant::now();
-    let packet = match proto {
-        Proto::Udp => over_udp(at, &question),
-        Proto::Tcp => over_tcp(at, &question),
-    };
-    let packet = packet.with_context(|| format!("{name} asked of {at} over {proto}"))?;
-    let time = start.elapsed();
-    Ok((dns::answers(&packet, id, kind)?, time))
-}
-
-fn over_udp(at: SocketAddr, question: &[u8]) -> Result<Vec<u8>> {
-    let any = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any)?;
-    socket.connect(at)?;
-    socket.set_read_timeout(Some(LIMIT))?;
-    socket.send(question)?;
-    let mut packet = vec![0; 4096];
-    let length = socket.recv(&mut packet)?;
-    packet.truncate(length);
-    Ok(packet)
-}
-
-fn over_tcp(at: SocketAddr, question: &[u8]) -> Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&at, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    let length = u16::try_from(question.len())?.to_be_bytes();
-    stream.write_all(&[&length, question].concat())?;
-    let mut length = [0; 2];
-    stream.read_exact(&mut length)?;
-    let mut packet = vec![0; usize::from(u16::from_be_bytes(length))];
-    stream.read_exact(&mut packet)?;
-    Ok(packet)
 }

@@ -1,6 +1,13 @@
 //! As much of DNS as a client of one authoritative server needs (RFC 1035): a question, and its answers.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
+
+use super::{LIMIT, Proto};
 
 /// Record types, as the protocol numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +59,49 @@ pub fn answers(packet: &[u8], id: u16, kind: Type) -> Result<Vec<Vec<u8>>> {
         at += 10 + length;
     }
     Ok(found)
+}
+
+/// One question; its answers, and the time it took. A lost datagram is not sent again: the gate must not
+/// lose it.
+///
+/// # Errors
+/// When there is no answer within [`LIMIT`], or it carries an error code.
+pub fn ask(at: SocketAddr, proto: Proto, name: &str, kind: Type) -> Result<(Vec<Vec<u8>>, Duration)> {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let question = question(id, name, kind);
+    let start = Instant::now();
+    let packet = match proto {
+        Proto::Udp => over_udp(at, &question),
+        Proto::Tcp => over_tcp(at, &question),
+    };
+    let packet = packet.with_context(|| format!("{name} asked of {at} over {proto}"))?;
+    let time = start.elapsed();
+    Ok((answers(&packet, id, kind)?, time))
+}
+
+fn over_udp(at: SocketAddr, question: &[u8]) -> Result<Vec<u8>> {
+    let any = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(at)?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    socket.send(question)?;
+    let mut packet = vec![0; 4096];
+    let length = socket.recv(&mut packet)?;
+    packet.truncate(length);
+    Ok(packet)
+}
+
+fn over_tcp(at: SocketAddr, question: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = TcpStream::connect_timeout(&at, LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    let length = u16::try_from(question.len())?.to_be_bytes();
+    stream.write_all(&[&length, question].concat())?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut packet = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut packet)?;
+    Ok(packet)
 }
 
 fn word(packet: &[u8], at: usize) -> Result<u16> {
