@@ -1,4 +1,4 @@
-//! An app's objects in the store, and a checkpoint's way there. The way back is in [`super::fetch`].
+//! An app's objects in the store, and a checkpoint's way there. The way back is in `fetch`.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
