@@ -7,7 +7,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use pico_agent::address::Addresses;
-use pico_agent::control::protocol::{self, AgentStatus, AppDetail, AppSummary, ErrorCode, Failure, Policy};
+use pico_agent::control::protocol::{
+    self, AgentStatus, AppDetail, AppSummary, ErrorCode, Explanation, Fact, Failure, Policy,
+};
 use pico_agent::control::server::{Handler, Limits, Server};
 use pico_agent::lifecycle::record::Counters;
 use pico_agent::lifecycle::state::Tier;
@@ -293,6 +295,16 @@ impl Handler for Toy {
             last_failure: None,
             last_exit: None,
             created: Timestamp::now(),
+        })
+    }
+    async fn explain(&self, name: &str) -> Result<Explanation, Failure> {
+        Ok(Explanation {
+            app: only_web(name, "hot")?,
+            next: "sleeps in 8s".to_owned(),
+            facts: vec![Fact {
+                subject: "last packet".to_owned(),
+                text: "at 80/tcp, 2s ago".to_owned(),
+            }],
         })
     }
     async fn start(&self, name: &str) -> Result<AppSummary, Failure> {

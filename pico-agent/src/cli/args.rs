@@ -143,6 +143,12 @@ pub enum AppCommand {
         /// The app
         name: String,
     },
+    /// Tell why an app is awake or asleep: last packet, connections, what was filtered, its last wake phase by phase
+    #[command(after_help = more("pico-agent app explain web\npico-agent -j app explain web"))]
+    Explain {
+        /// The app
+        name: String,
+    },
     /// Start a stopped or failed app anew, from its files; what it had in memory is given up
     #[command(after_help = more("pico-agent app start web\npico-agent -j app start web"))]
     Start {

@@ -131,6 +131,7 @@ fn app(agent: &args::Agent, command: AppCommand, output: &Output) -> Result<Exit
         AppCommand::Logs(logs) => return self::logs(agent, logs, output),
         AppCommand::List => Request::List,
         AppCommand::Show { name } => Request::Show { name },
+        AppCommand::Explain { name } => Request::Explain { name },
         AppCommand::Start { name } => Request::Start { name },
         AppCommand::Stop { name } => Request::Stop { name },
         AppCommand::Restart { name } => Request::Restart { name },
@@ -144,6 +145,7 @@ fn app(agent: &args::Agent, command: AppCommand, output: &Output) -> Result<Exit
     match client.call(&request)? {
         Response::Apps { apps } => output.document(&json!({ "apps": apps }), || output::list(&apps)),
         Response::Detail { app } => output.document(&json!({ "app": app }), || output::detail(&app)),
+        Response::Explained(told) => output.document(&json!(told), || output::explained(&told)),
         Response::App { app } => output.document(&json!({ "app": app }), || output::changed(&app)),
         other => Err(unexpected(&other)),
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::exit::Exit;
 use crate::control::protocol::{
-    self, AgentStatus, AppDetail, AppSummary, CheckpointView, ErrorCode, Failure,
+    self, AgentStatus, AppDetail, AppSummary, CheckpointView, ErrorCode, Explanation, Failure,
 };
 use crate::doctor::{Row, Verdict};
 use crate::units::{Timestamp, format_age, format_bytes};
@@ -255,6 +255,24 @@ pub(super) fn detail(app: &AppDetail) -> String {
     rows.push(("created", app.created.to_string()));
     rows.iter()
         .map(|(key, value)| format!("{:<14}{value}\n", format!("{key}:")))
+        .collect()
+}
+
+/// `app explain`
+pub(super) fn explained(told: &Explanation) -> String {
+    let state = format!("{}: {}", told.app.state, told.app.reason);
+    let mut rows = vec![
+        ("app", told.app.name.clone()),
+        ("state", state),
+        ("next", or_dash(Some(told.next.clone()))),
+    ];
+    rows.extend(
+        told.facts
+            .iter()
+            .map(|fact| (fact.subject.as_str(), fact.text.clone())),
+    );
+    rows.iter()
+        .map(|(key, value)| format!("{:<26}{value}\n", format!("{key}:")))
         .collect()
 }
 

@@ -28,6 +28,11 @@ pub enum Request {
         /// The app.
         name: String,
     },
+    /// Why an app is awake or asleep.
+    Explain {
+        /// The app.
+        name: String,
+    },
     /// Start a stopped or failed app anew from its files.
     Start {
         /// The app.
@@ -96,6 +101,8 @@ pub enum Response {
         /// The app.
         app: Box<AppDetail>,
     },
+    /// To [`Request::Explain`].
+    Explained(Explanation),
     /// To requests that change an app: how it is now.
     App {
         /// The app.
@@ -172,6 +179,26 @@ pub struct AppDetail {
     pub last_exit: Option<Exit>,
     /// When it was made.
     pub created: Timestamp,
+}
+
+/// Why an app is awake or asleep.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// How it is.
+    pub app: AppSummary,
+    /// What it waits for next.
+    pub next: String,
+    /// Facts in the order in which they should be read.
+    pub facts: Vec<Fact>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fact {
+    /// What it is about: `last packet`, `connections`.
+    pub subject: String,
+    /// What there is to say.
+    pub text: String,
 }
 
 /// What agent.toml says of when an app sleeps and starts.

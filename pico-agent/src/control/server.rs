@@ -16,7 +16,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{AgentStatus, AppDetail, AppSummary, ErrorCode, Failure, Reply, Request, Response};
+use super::protocol::{
+    AgentStatus, AppDetail, AppSummary, ErrorCode, Explanation, Failure, Reply, Request, Response,
+};
 use crate::lifecycle::state::Tier;
 use crate::logs::Stream;
 use crate::logs::lines::Lines;
@@ -27,6 +29,8 @@ pub trait Handler: Send + Sync + 'static {
     fn list(&self) -> impl Future<Output = Vec<AppSummary>> + Send;
     /// One app.
     fn show(&self, name: &str) -> impl Future<Output = Result<AppDetail, Failure>> + Send;
+    /// Why an app is as it is.
+    fn explain(&self, name: &str) -> impl Future<Output = Result<Explanation, Failure>> + Send;
     /// Starts an app anew; nothing happens to one that runs.
     fn start(&self, name: &str) -> impl Future<Output = Result<AppSummary, Failure>> + Send;
     /// Ends an app.
@@ -262,6 +266,9 @@ impl<H: Handler> Connection<H> {
                 return Ok(Response::Detail {
                     app: Box::new(handler.show(&name).await?),
                 });
+            }
+            Request::Explain { name } => {
+                return Ok(Response::Explained(handler.explain(&name).await?));
             }
             Request::Status => return Ok(Response::Status(handler.status().await)),
             Request::Logs { .. } => return Ok(Response::End), // answered line by line, not here

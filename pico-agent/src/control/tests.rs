@@ -54,6 +54,16 @@ impl Handler for OneApp {
     async fn show(&self, name: &str) -> Result<AppDetail, Failure> {
         Err(Failure::new(ErrorCode::Failed, format!("no details of {name}")))
     }
+    async fn explain(&self, name: &str) -> Result<Explanation, Failure> {
+        Ok(Explanation {
+            app: self.show(name).await?.summary,
+            next: "sleeps soon".to_owned(),
+            facts: vec![Fact {
+                subject: "last packet".to_owned(),
+                text: "none".to_owned(),
+            }],
+        })
+    }
     async fn start(&self, name: &str) -> Result<AppSummary, Failure> {
         only_web(name, "starting")
     }

@@ -124,6 +124,11 @@ impl Connections {
         &self.tcp
     }
 
+    /// How many there are in the lists, TCP connections and UDP conversations.
+    pub fn count(&self) -> usize {
+        self.tcp.len() + self.udp.len()
+    }
+
     /// Whether there may be connections that are not in the lists.
     pub fn truncated(&self) -> bool {
         self.truncated

@@ -3,7 +3,7 @@
 use pico_proto::v1;
 
 use super::Registered;
-use crate::control::protocol::{AppDetail, ErrorCode, Failure};
+use crate::control::protocol::{AppDetail, ErrorCode, Explanation, Fact, Failure};
 use crate::lifecycle::registration::Desired;
 use crate::lifecycle::state::Tier;
 use crate::units::Timestamp;
@@ -45,6 +45,27 @@ pub(super) fn outcome(operation_id: &str, outcome: Result<(), Failure>) -> v1::O
         operation_id: operation_id.to_owned(),
         error: outcome.err().map(error),
         explained: None,
+    }
+}
+
+/// Why an app is as it is, as the answer to a command.
+pub(super) fn explained(operation_id: &str, explanation: Result<Explanation, Failure>) -> v1::Outcome {
+    let (explanation, error) = match explanation {
+        Ok(explanation) => (Some(explanation), None),
+        Err(failure) => (None, Some(error(failure))),
+    };
+    let fact = |fact: Fact| v1::Fact {
+        subject: fact.subject,
+        text: fact.text,
+    };
+    v1::Outcome {
+        operation_id: operation_id.to_owned(),
+        error,
+        explained: explanation.map(|explanation| v1::ExplainAppResponse {
+            app: None,
+            next: explanation.next,
+            facts: explanation.facts.into_iter().map(fact).collect(),
+        }),
     }
 }
 

@@ -319,6 +319,14 @@ impl<A: Apps> Reader<'_, A> {
         };
         let verb = command.verb();
         let apps = self.apps.clone();
+        if verb == v1::command::Verb::Explain {
+            let answers = self.answers.clone();
+            tokio::spawn(async move {
+                let outcome = report::explained(&operation, apps.explain(&name).await);
+                let _ = answers.send(message(Said::Outcome(outcome))).await;
+            });
+            return;
+        }
         let mut carried_out = Box::pin(async move {
             match verb {
                 v1::command::Verb::Start => apps.start(&name).await,

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::link::{HostFacts, LinkConfig, keep};
 use super::*;
 use crate::address::Addresses;
-use crate::control::protocol::{AgentStatus, AppSummary, ErrorCode, Policy};
+use crate::control::protocol::{AgentStatus, AppSummary, ErrorCode, Explanation, Fact, Policy};
 use crate::lifecycle::record::Counters;
 use crate::lifecycle::registration::VERSION;
 use crate::lifecycle::state::Tier;
@@ -95,6 +95,19 @@ impl Handler for Fake {
     }
     async fn show(&self, name: &str) -> Result<AppDetail, Failure> {
         Ok(detail(name))
+    }
+    async fn explain(&self, name: &str) -> Result<Explanation, Failure> {
+        if name.starts_with("no-such") {
+            return Err(Failure::no_such_app(name, []));
+        }
+        Ok(Explanation {
+            app: self.show(name).await?.summary,
+            next: "sleeps soon".to_owned(),
+            facts: vec![Fact {
+                subject: "last packet".to_owned(),
+                text: "none".to_owned(),
+            }],
+        })
     }
     async fn start(&self, name: &str) -> Result<AppSummary, Failure> {
         self.did("start", name)
@@ -362,6 +375,30 @@ fn command(operation: &str, app: &str, verb: v1::command::Verb) -> Heard {
         app_id: format!("id-{app}"),
         verb: verb.into(),
     })
+}
+
+#[tokio::test]
+async fn why_an_app_is_as_it_is_is_told_to_the_hub() {
+    let mut world = World::new().await;
+    let (mut stream, _) = world.stream().await;
+    stream.assign(vec![app("web", 1)]).await;
+    stream.outcome().await;
+    stream
+        .say(command("why", "web", v1::command::Verb::Explain))
+        .await;
+    let told = stream.outcome().await;
+    assert_eq!((told.operation_id.as_str(), &told.error), ("why", &None));
+    let explained = told.explained.unwrap();
+    assert_eq!(explained.next, "sleeps soon");
+    assert_eq!(explained.facts[0].subject, "last packet");
+    stream
+        .say(command("lost", "no-such", v1::command::Verb::Explain))
+        .await;
+    let told = stream.outcome().await;
+    assert_eq!(
+        (told.error.unwrap().reason.as_str(), told.explained),
+        ("NOT_FOUND", None)
+    );
 }
 
 #[tokio::test]

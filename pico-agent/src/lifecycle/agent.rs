@@ -15,9 +15,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::app::{AppHandle, Command};
+use super::app::{AppHandle, Command, now};
 use super::apps::{Apps, link_name, records};
 use super::exec::{Exec, Running};
+use super::explain::{Known, explain};
 use super::host::Host;
 use super::paths::AppPaths;
 use super::record::{Record, RecordError};
@@ -26,7 +27,7 @@ use super::state::Tier;
 use crate::addresses::{AddressError, Subnets};
 use crate::config::{Config, beside_agent};
 use crate::control::lock::{AgentLock, LockError};
-use crate::control::protocol::{self, AgentStatus, AppDetail, AppSummary, ErrorCode, Failure};
+use crate::control::protocol::{self, AgentStatus, AppDetail, AppSummary, ErrorCode, Explanation, Failure};
 use crate::control::server::{BindError, Handler, Limits, Server};
 use crate::criu::command::{Criu, CriuError};
 use crate::fence::{Fence, FenceConfig, FenceError};
@@ -36,7 +37,7 @@ use crate::hub::link::{HostFacts, LinkConfig, LinkError};
 use crate::metrics::{self, Metrics, Seen};
 use crate::probes::{ProbeError, Probes, TraceEvent};
 use crate::sandbox::net::NetSpec;
-use crate::sandbox::{CgroupError, CgroupTree};
+use crate::sandbox::{CgroupError, CgroupTree, sockets};
 use crate::store::{Store, StoreError};
 use crate::units::Timestamp;
 
@@ -498,6 +499,35 @@ impl Handler for Agent {
             (wake.fetched_bytes, wake.s3_gets) = app.meter.read();
         }
         Ok(detail)
+    }
+
+    async fn explain(&self, name: &str) -> Result<Explanation, Failure> {
+        let detail = self.show(name).await?;
+        let view = self.app(name)?.view.borrow().clone();
+        let netns = AppPaths::new(&self.host.state_dir, name).netns;
+        let connections = match detail.summary.pid {
+            None => Some(view.sleeping_connections),
+            Some(_) => {
+                let open = tokio::task::spawn_blocking(move || sockets::list(&netns)).await;
+                let open = open.ok().and_then(Result::ok);
+                open.map(|socks| socks.iter().filter(|sock| sock.is_connection()).count())
+            }
+        };
+        let addresses = detail.summary.addresses;
+        Ok(explain(&Known {
+            at: Timestamp::now(),
+            now: now(),
+            activity: self
+                .host
+                .probes
+                .activity(addresses.v4, addresses.v6)
+                .unwrap_or_default(),
+            connections,
+            policy: view.connections,
+            counts: self.host.gate.counts(name).unwrap_or_default(),
+            held: self.host.gate.held(name),
+            detail,
+        }))
     }
 
     async fn start(&self, name: &str) -> Result<AppSummary, Failure> {

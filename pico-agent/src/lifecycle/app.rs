@@ -36,7 +36,7 @@ use super::policy::{AfterWake, Failures, Monotonic};
 use super::record::Record;
 use super::state::{State, Tier};
 use super::transfer::Meter;
-use crate::config::AppConfig;
+use crate::config::{AppConfig, ConnectionPolicy};
 use crate::control::protocol::{AppDetail, ErrorCode, Failure};
 use crate::gate::Caller;
 use crate::pager::PagerStats;
@@ -45,6 +45,9 @@ use crate::sandbox::Cgroup;
 use crate::sandbox::sockets::Pending;
 use crate::shim::client::ShimClient;
 use crate::shim::protocol::{self as shim, Exit, Request};
+
+#[cfg(test)]
+pub(super) use self::bookkeeping::sample_detail;
 
 /// How long an app may take to end after SIGTERM.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -93,6 +96,10 @@ pub struct View {
     pub detail: AppDetail,
     /// The cgroup of its processes while it runs.
     pub cgroup: Option<Cgroup>,
+    /// What its owner wants of connections.
+    pub connections: ConnectionPolicy,
+    /// How many sleep with it.
+    pub sleeping_connections: usize,
 }
 
 /// The agent's handle of an actor.
@@ -185,7 +192,12 @@ impl App {
         let meter = Arc::new(Meter::default());
         let page_faults = Arc::new(AtomicU64::new(0));
         let detail = first_detail(&config, &record);
-        let (view, receiver) = watch::channel(View { detail, cgroup: None });
+        let (view, receiver) = watch::channel(View {
+            detail,
+            cgroup: None,
+            connections: config.connections,
+            sleeping_connections: 0,
+        });
         let app = App {
             host,
             config,

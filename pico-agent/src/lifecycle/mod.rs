@@ -4,7 +4,8 @@
 //! * [`exec`]: commands that run beside an app, as processes of the agent's
 //! * `doorway`: what the gate is told of an app at rest
 //! * `app`: the actor; `start`, `swap_in`, `swap_out`: what it does
-//! * [`state`], [`policy`], [`record`], [`registration`]: pure: the states, the decisions, what is remembered
+//! * [`state`], [`policy`], [`record`], [`registration`], [`explain`]: pure: the states, the decisions, what is
+//!   remembered, why an app is as it is
 //! * [`transfer`]: checkpoints to the object store; `publish`: which of them is the current one; `fetch`: their way back
 //! * [`host`], [`paths`]: what apps share, and where an app's things lie
 //!
@@ -15,6 +16,7 @@ mod app;
 mod apps;
 mod doorway;
 pub mod exec;
+pub mod explain;
 mod fetch;
 pub mod host;
 pub mod paths;

@@ -168,7 +168,12 @@ impl App {
             stored: checkpoint.stored == Some(checkpoint.generation),
             taken: checkpoint.taken,
         });
-        let before = self.view.send_replace(View { detail, cgroup });
+        let before = self.view.send_replace(View {
+            detail,
+            cgroup,
+            connections: self.config.connections,
+            sleeping_connections: self.sleeping_connections().count(),
+        });
         let looks = |detail: &AppDetail| {
             let summary = &detail.summary;
             let wake = detail.last_wake.as_ref().map(|wake| wake.at);
@@ -216,5 +221,59 @@ pub(super) fn first_detail(config: &AppConfig, record: &Record) -> AppDetail {
         last_failure: record.last_failure.clone(),
         last_exit: record.last_exit,
         created: record.created,
+    }
+}
+
+/// An app that sleeps, with a wake and a failure behind it.
+#[cfg(test)]
+pub(in crate::lifecycle) fn sample_detail() -> AppDetail {
+    use crate::lifecycle::record::{Counters, Phase, Wake};
+    let phase = |name: &str, ms| Phase {
+        name: name.to_owned(),
+        ms,
+    };
+    AppDetail {
+        summary: AppSummary {
+            name: "web".to_owned(),
+            state: "warm".to_owned(),
+            since: Timestamp::from_micros(0),
+            reason: "idle".to_owned(),
+            addresses: crate::addresses::Addresses {
+                v4: [10, 77, 0, 10].into(),
+                v6: [0xfd77, 0, 0, 0, 0, 0, 0, 10].into(),
+            },
+            ports: Vec::new(),
+            pid: None,
+            memory_bytes: None,
+            checkpoint: None,
+        },
+        next: "cold in 5m".to_owned(),
+        policy: Policy {
+            idle: Wait::secs(10),
+            cold_after: Wait::Never,
+            restart: crate::config::Restart::OnFailure,
+            after_crash: crate::config::AfterCrash::Checkpoint,
+        },
+        command: Vec::new(),
+        counters: Counters::default(),
+        page_faults: 0,
+        last_wake: Some(Wake {
+            at: Timestamp::from_micros(0),
+            tier: Tier::Cold,
+            trigger: "80/tcp".to_owned(),
+            total_ms: 31.25,
+            phases: vec![phase("fetch", 12.0), phase("restore", 9.04)],
+            fetched_bytes: 1 << 20,
+            s3_gets: 4,
+            faults: 7,
+            pages_installed: 6,
+        }),
+        last_failure: Some(RecordedFailure {
+            at: Timestamp::from_micros(60_000_000),
+            during: "wake".to_owned(),
+            reason: "the store was away".to_owned(),
+        }),
+        last_exit: None,
+        created: Timestamp::from_micros(0),
     }
 }
