@@ -3,7 +3,7 @@
 //! done in [`super::swap_in`], [`super::swap_out`] and [`super::start`].
 //!
 //! Here: what an actor is, and what it is asked. `due`: what it does by the clock; `ends`: how runs end; `upload`: its
-//! checkpoint on the way to the store; `standby`: a warm app's wake made ready; `bookkeeping`: record and view;
+//! checkpoint on the way to the store; `prefetch`: what it needs first on the way back; `standby`: a warm app's wake made ready; `bookkeeping`: record and view;
 //! `parts`: the parts of its sandbox; `beside`: commands that run in it besides; `registered`: what the hub asks of its
 //! apps besides.
 
@@ -12,6 +12,7 @@ mod bookkeeping;
 mod due;
 mod ends;
 mod parts;
+mod prefetch;
 mod registered;
 mod standby;
 mod upload;
@@ -25,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::beside::Beside;
 use self::bookkeeping::first_detail;
+use self::prefetch::{Prefetch, prefetched};
 use self::standby::Standby;
 use self::upload::{Upload, join, uploaded};
 use super::doorway::Told;
@@ -158,6 +160,9 @@ pub(super) struct App {
     stays_hot: Option<(Monotonic, Option<String>)>,
     upload_failures: Failures,
     pub(super) upload: Option<Upload>,
+    pub(super) prefetch: Option<Prefetch>,
+    /// It is warm because a client is expected.
+    pub(super) expected: bool,
     /// The host goes down.
     pub(super) going_down: bool,
     /// The owner asked for cold.
@@ -219,6 +224,8 @@ impl App {
             stays_hot: None,
             upload_failures: Failures::default(),
             upload: None,
+            prefetch: None,
+            expected: false,
             going_down: false,
             cold_now: false,
             restart_at: None,
@@ -267,6 +274,7 @@ impl App {
                 },
                 event = shim_event(&mut self.live) => self.shim_event(event).await,
                 stored = uploaded(&mut self.upload) => self.uploaded(stored),
+                fetched = prefetched(&mut self.prefetch) => self.prefetched(fetched),
                 () = standby::ended(&mut self.standby) => self.standby_ended().await,
                 () = wait_until(deadline) => {}
             }
@@ -321,7 +329,9 @@ impl App {
                 let _ = reply.send(self.configure(*config));
             }
             Command::Prefetch { wake } => {
-                if wake && self.state().asleep() {
+                if !wake {
+                    self.prefetch();
+                } else if self.state().asleep() {
                     // What went wrong stands in the record.
                     let _ = self.wake("dns").await;
                 }
@@ -381,6 +391,7 @@ impl App {
             let _ = self.sleep("the host goes down").await;
         }
         self.finish_upload().await;
+        self.end_prefetch().await;
     }
 
     /// Waits for an upload that is under way.

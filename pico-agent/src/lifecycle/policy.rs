@@ -22,6 +22,9 @@ pub const SLEEP_BACKOFF: (Duration, Duration) = (Duration::from_secs(10), Durati
 pub const WAKE_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often a hot app is looked at for what no checkpoint can hold.
 pub const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// A checkpoint that was fetched because a client is expected stays on the disk this long at least. Names have a TTL of
+/// seconds (`pico-hub`, `dns`): who has asked for one comes before this is over, or asks anew.
+pub const EXPECTED_FOR: Duration = Duration::from_secs(60);
 /// First and longest wait before a failed upload is tried again.
 pub const UPLOAD_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
@@ -232,6 +235,8 @@ pub struct Coldness {
     pub waking: bool,
     /// Whether its newest checkpoint is in object storage, verified and named by the manifest there.
     pub uploaded: bool,
+    /// Whether it was fetched because a client is expected.
+    pub expected: bool,
     /// Uploads that failed one after another, and when the last one did.
     pub failed: Failures,
 }
@@ -244,6 +249,11 @@ pub fn cold_decision(input: &Coldness) -> Decision {
     if input.waking {
         return Decision::never("it is being woken");
     }
+    let cold_after = if input.expected {
+        cold_after.max(EXPECTED_FOR)
+    } else {
+        cold_after
+    };
     let due = input.warm_since.saturating_add(cold_after);
     if input.now < due {
         let warm = ago(input.now.saturating_sub(input.warm_since));

@@ -126,6 +126,7 @@ impl App {
         if self.state() == State::Stopped {
             return Ok(());
         }
+        self.end_prefetch().await;
         // A cold app's files are in the store alone, below the checkpoint that is given up now.
         if self.state() == State::Cold || !self.paths.upper().is_dir() {
             self.have_files().await.map_err(|failed| {

@@ -7,7 +7,7 @@
 //!      │ ended            │ start failed     │ └─swap-out failed─┘      │ slept
 //!   stopping              ▼                  │                          ▼
 //!                       failed               │ woken                   warm ──went cold──► cold
-//!                            ▲               │                          │                   │
+//!                            ▲               │                          │ ◄────fetched───── │
 //!                            │               │                          │ wake              │ wake
 //!                            │               │                          ▼                   ▼
 //!                            └─wake refused─ swapping-in ◄──────────────┴───────────────────┘
@@ -162,6 +162,8 @@ pub enum Event {
     SwapOutFailed,
     /// Its checkpoint is in object storage, verified, and gone from this host.
     WentCold,
+    /// What it needs first of its checkpoint is on this host's disk again.
+    Fetched,
     /// A packet or its owner wants it awake.
     Wake,
     /// Its process runs again and the gate is open.
@@ -196,6 +198,7 @@ impl Event {
             Event::Slept => "slept",
             Event::SwapOutFailed => "swap-out failed",
             Event::WentCold => "went cold",
+            Event::Fetched => "fetched",
             Event::Wake => "wake",
             Event::Woken => "woken",
             Event::WakeFailed => "wake failed",
@@ -233,6 +236,7 @@ pub fn transition(state: State, event: Event) -> Result<State, InvalidTransition
         (SwappingOut, Event::SwapOutFailed) => Hot,
         (SwappingOut, Event::Slept) => Warm,
         (Warm, Event::WentCold) => Cold,
+        (Cold, Event::Fetched) => Warm,
 
         (Warm, Event::Wake) => SwappingIn { from: Tier::Warm },
         (Cold, Event::Wake) => SwappingIn { from: Tier::Cold },

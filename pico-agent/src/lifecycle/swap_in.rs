@@ -92,6 +92,7 @@ impl App {
         let at = Timestamp::now();
         self.settle_upload(true).await;
         self.apply(Event::Wake, &format!("woken by {trigger}"));
+        self.expected = false;
         self.meter.reset();
         self.sources.close();
         let mut watch = Stopwatch::new();
@@ -177,8 +178,17 @@ impl App {
                 let remote = self.remote().ok_or_else(none)?;
                 // Still mounted after a wake that failed, or an agent that died while the app went cold: the files
                 // below are replaced now.
-                crate::sandbox::unmount_root(&self.root()).map_err(NotRunning::new)?;
-                let (fetched, run) = tokio::join!(remote.download(generation), self.prepare_run());
+                let prefetch = self.prefetch.take();
+                if prefetch.is_none() {
+                    crate::sandbox::unmount_root(&self.root()).map_err(NotRunning::new)?;
+                }
+                let fetch = async move {
+                    if App::join_prefetch(prefetch).await {
+                        return Ok(());
+                    }
+                    remote.download(generation).await
+                };
+                let (fetched, run) = tokio::join!(fetch, self.prepare_run());
                 fetched.map_err(NotRunning::new)?;
                 self.record.checkpoint.local = Some(generation);
                 watch.lap("fetch");

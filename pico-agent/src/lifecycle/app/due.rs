@@ -168,6 +168,7 @@ impl App {
             },
             waking: false,
             uploaded: self.stored(),
+            expected: self.expected,
             failed: if self.upload.is_some() {
                 Failures::default()
             } else {

@@ -45,6 +45,7 @@ impl App {
         self.stay_down();
         // An upload that is cut off may still be carried out by the store, behind our back.
         self.finish_upload().await;
+        self.end_prefetch().await;
         if self.state() != State::Stopped {
             self.apply(Event::Stop, "deleted by its owner");
         }

@@ -21,7 +21,8 @@ pub(in crate::lifecycle) struct Standby {
 impl App {
     /// Lets a shim stand by for an app that is warm, while the host has room for one more.
     pub(super) async fn stand_by(&mut self) {
-        if self.state() != State::Warm || self.standby.is_some() || self.standby_failed {
+        // A name that is asked for is no reason to start anything.
+        if self.state() != State::Warm || self.expected || self.standby.is_some() || self.standby_failed {
             return;
         }
         let Ok(permit) = self.host.standbys.clone().try_acquire_owned() else {

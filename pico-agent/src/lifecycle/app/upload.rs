@@ -117,6 +117,7 @@ impl App {
         self.dismiss_standby().await;
         self.sources.close();
         self.cold_now = false;
+        self.expected = false;
         self.record.checkpoint.local = None;
         self.apply(Event::WentCold, why);
         // The record first: what is left after a crash here is removed by the next wake.

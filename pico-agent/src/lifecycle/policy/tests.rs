@@ -169,9 +169,19 @@ fn a_warm_app_goes_cold_only_when_the_store_has_it() {
         cold_after: Wait::secs(60),
         waking: false,
         uploaded: true,
+        expected: false,
         failed: Failures::default(),
     };
     assert!(matches!(cold_decision(&due), Decision::Now { .. }));
+    let expected = Coldness {
+        now: 11 * SECOND,
+        cold_after: Wait::secs(0),
+        expected: true,
+        ..due
+    };
+    assert!(
+        matches!(cold_decision(&expected), Decision::Wait { until: Some(at), .. } if at == 10 * SECOND + EXPECTED_FOR)
+    );
     let early = Coldness {
         now: 30 * SECOND,
         ..due

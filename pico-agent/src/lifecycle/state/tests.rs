@@ -37,6 +37,7 @@ fn events() -> Vec<Event> {
         Event::Slept,
         Event::SwapOutFailed,
         Event::WentCold,
+        Event::Fetched,
         Event::Wake,
         Event::Woken,
         Event::WakeFailed,
@@ -86,12 +87,13 @@ fn a_checkpoint_is_given_up_only_by_its_owner_or_for_the_memory_it_became() {
 }
 
 #[test]
-fn a_checkpoint_moves_only_to_cold_and_only_when_it_went_there() {
+fn a_checkpoint_moves_only_when_it_went_to_the_store_or_was_fetched() {
     for (from, event, to) in transitions() {
         if let (Some(before), Some(after)) = (from.checkpoint(), to.checkpoint())
             && before != after
         {
-            assert_eq!((event, after), (Event::WentCold, Tier::Cold), "{from:?} {to:?}");
+            let moves = [(Event::WentCold, Tier::Cold), (Event::Fetched, Tier::Warm)];
+            assert!(moves.contains(&(event, after)), "{from:?} {event:?} {to:?}");
         }
     }
 }
@@ -192,6 +194,7 @@ proptest! {
                 Event::Woken => { prop_assert!(!memory && checkpoint.is_some()); memory = true; checkpoint = None; }
                 Event::Slept => { prop_assert!(memory); memory = false; checkpoint = Some(Tier::Warm); }
                 Event::WentCold => { prop_assert_eq!(checkpoint, Some(Tier::Warm)); checkpoint = Some(Tier::Cold); }
+                Event::Fetched => { prop_assert_eq!(checkpoint, Some(Tier::Cold)); checkpoint = Some(Tier::Warm); }
                 Event::Exited { .. } | Event::Lost { .. } | Event::Ended | Event::StartFailed => memory = false,
                 Event::Stop if !after.in_transit() => checkpoint = None,
                 _ => {}
