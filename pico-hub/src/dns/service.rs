@@ -97,13 +97,18 @@ impl Service {
         Some(reply)
     }
 
-    /// To be called when the answer has been sent: tells the agent of the app that was asked for.
-    pub(super) fn answered(&self, reply: &Reply) {
-        let Some((app, soon)) = &reply.soon else { return };
-        if lock(&self.told).tell(app, Instant::now()) {
+    /// To be called when the answer has been sent: tells the agent of the app that was asked for. Says whether there was
+    /// something to tell.
+    pub(super) fn answered(&self, reply: &Reply) -> bool {
+        let Some((app, soon)) = &reply.soon else {
+            return false;
+        };
+        let tell = lock(&self.told).tell(app, Instant::now());
+        if tell {
             self.count(|counts| &counts.told);
             self.names.soon(app, *soon == Soon::Wake);
         }
+        tell
     }
 }
 

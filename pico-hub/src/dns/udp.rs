@@ -49,7 +49,10 @@ fn answer_some(socket: &UdpSocket, service: &Service, question: &mut [u8]) -> io
             tracing::debug!(%client, %error, "a DNS answer was not sent");
             service.count(|counts| &counts.unsent);
         }
-        service.answered(&reply);
+        if service.answered(&reply) {
+            // The agent's message has its turn before more questions.
+            return Ok(());
+        }
     }
     Ok(())
 }

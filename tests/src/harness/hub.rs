@@ -33,6 +33,7 @@ pub struct Hub {
     dir: PathBuf,
     api: SocketAddr,
     dns: SocketAddr,
+    dns_settings: String,
 }
 
 /// What the hub writes when it serves.
@@ -48,14 +49,22 @@ impl Hub {
     /// # Errors
     /// When it does not come up: with its log.
     pub fn start(dir: &Path) -> Result<Self> {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self::start_on(dir, any, any)
+        Self::start_with(dir, "")
     }
 
-    fn start_on(dir: &Path, api: SocketAddr, dns: SocketAddr) -> Result<Self> {
+    /// The same with more lines in the section `[dns]` of its configuration.
+    ///
+    /// # Errors
+    /// When it does not come up: with its log.
+    pub fn start_with(dir: &Path, dns_settings: &str) -> Result<Self> {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::start_on(dir, any, any, dns_settings)
+    }
+
+    fn start_on(dir: &Path, api: SocketAddr, dns: SocketAddr, dns_settings: &str) -> Result<Self> {
         let config = dir.join("hub.toml");
         let text = format!(
-            "state_dir = \"hub\"\nlisten = \"{api}\"\n\n[dns]\nzone = \"{ZONE}\"\nlisten = [\"{dns}\"]\n"
+            "state_dir = \"hub\"\nlisten = \"{api}\"\n\n[dns]\nzone = \"{ZONE}\"\nlisten = [\"{dns}\"]\n{dns_settings}"
         );
         std::fs::write(&config, text)?;
         let ready = dir.join("hub.ready");
@@ -76,6 +85,7 @@ impl Hub {
             dir: dir.to_owned(),
             api: api.context("the hub serves no API")?.parse()?,
             dns: *ready.dns.first().context("the hub answers no DNS")?,
+            dns_settings: dns_settings.to_owned(),
         })
     }
 
@@ -85,7 +95,7 @@ impl Hub {
     /// When it does not come up.
     pub fn crash_and_restart(&mut self) -> Result<()> {
         self.daemon.kill()?;
-        *self = Self::start_on(&self.dir.clone(), self.api, self.dns)?;
+        *self = Self::start_on(&self.dir.clone(), self.api, self.dns, &self.dns_settings.clone())?;
         Ok(())
     }
 

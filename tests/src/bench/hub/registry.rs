@@ -1,4 +1,4 @@
-//! `hub`: how many apps a second are registered, each acknowledged when it is on the disk, and how much memory of the hub
+//! How many apps a second are registered, each acknowledged when it is on the disk, and how much memory of the hub
 //! an app takes that does nothing. Then the hub is killed: every acknowledged app must be there afterwards.
 
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use pico_proto::v1;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use super::{Effort, Outcome};
+use crate::bench::{Effort, Outcome};
 use crate::harness::hub::{Bearer, Hub, apps};
 use crate::harness::rig::scratch;
 use crate::harness::{Samples, interrupt, procs};
@@ -21,11 +21,11 @@ const CLIENTS: usize = 64;
 /// Owners among whom the apps are.
 const OWNERS: usize = 100;
 
-/// Runs the bench.
+/// Adds what it found.
 ///
 /// # Errors
 /// When an app is refused, or one that was acknowledged is not there after the hub was killed.
-pub fn run(effort: Effort, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
+pub(super) fn measure(effort: Effort, progress: &mut dyn FnMut(&str), outcome: &mut Outcome) -> Result<()> {
     let count = match effort {
         Effort::Quick => 10_000,
         Effort::Full => 100_000,
@@ -34,7 +34,6 @@ pub fn run(effort: Effort, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
     let mut hub = Hub::start(dir.path())?;
     let admin = Bearer::new(&hub.admin_token()?)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let mut outcome = Outcome::default();
     progress(&format!("{count} apps, {CLIENTS} clients"));
     let before = resident(&hub)?;
     let start = Instant::now();
@@ -63,7 +62,12 @@ pub fn run(effort: Effort, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
         kept == count,
         "{count} apps were acknowledged, {kept} are there after a crash"
     );
-    Ok(outcome)
+    Ok(())
+}
+
+/// Whose app the one with this number is.
+pub(super) fn owner(number: usize) -> String {
+    format!("owner{}", number % OWNERS)
 }
 
 fn resident(hub: &Hub) -> Result<u64> {
@@ -72,7 +76,7 @@ fn resident(hub: &Hub) -> Result<u64> {
 }
 
 /// Milliseconds of each registration.
-async fn register(hub: &Hub, admin: &Bearer, count: usize) -> Result<Vec<f64>> {
+pub(super) async fn register(hub: &Hub, admin: &Bearer, count: usize) -> Result<Vec<f64>> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
@@ -96,7 +100,7 @@ async fn client(channel: Channel, admin: Bearer, next: Arc<AtomicUsize>, count: 
         }
         interrupt::check()?;
         let request = v1::CreateAppRequest {
-            owner: format!("owner{}", number % OWNERS),
+            owner: owner(number),
             spec: Some(v1::AppSpec {
                 name: format!("app{number}"),
                 root: "host".into(),
