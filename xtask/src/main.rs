@@ -116,6 +116,16 @@ Examples:
         #[arg(long, value_name = "DIR")]
         report: Option<PathBuf>,
     },
+    /// Write man pages and shell completions of all programs
+    #[command(after_help = "\
+Examples:
+  cargo xtask docs                         into target/docs/man and target/docs/completions
+  cargo xtask docs --dir /usr/local/share/pico")]
+    Docs {
+        /// Where [default: target/docs]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
     /// Prove the README on a fresh Debian 12
     #[command(after_help = "\
 Examples:
@@ -199,11 +209,21 @@ fn run(command: Cmd) -> Result<ExitCode> {
             option(&mut args, "--report", report);
             launch::launch(&Place::find()?, Need::Bench, "pico-bench", true, &args)?;
         }
+        Cmd::Docs { dir } => docs(&Place::find()?, dir)?,
         Cmd::Fresh { proof, dir } => fresh::fresh(&Place::find()?, proof, dir)?,
         Cmd::CriuProbe { criu } => setup::probe::inside(&criu)?,
         Cmd::ProbeServer => setup::probe::server()?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds everything and lets `pico-docs` write.
+fn docs(place: &Place, dir: Option<PathBuf>) -> Result<()> {
+    let tools = setup::tools(place, &[Need::Build])?;
+    build::build(place, &tools, false)?;
+    let dir = dir.unwrap_or_else(|| place.target.join("docs"));
+    println!("docs: in {}", place::shown(&dir));
+    cmd::run(std::process::Command::new(place.binaries(false).join("pico-docs")).arg(dir))
 }
 
 /// Adds an option with a path, if it is given.

@@ -10,8 +10,8 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser};
 use serde_json::json;
 
 use crate::config::{Config, ConfigError, DEFAULT_PATH, DEFAULT_STATE_DIR};
@@ -37,6 +37,11 @@ pub struct Hooks {
     pub join: fn(Config, String) -> Result<String, Failure>,
     /// Tries the object store; tells what answered, or why nothing did.
     pub try_store: fn(&StoreConfig) -> Result<String, String>,
+}
+
+/// The command line as a whole, for help pages, man pages and completions.
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// Parses a command line, does what it says, prints the answer, and tells the exit code.

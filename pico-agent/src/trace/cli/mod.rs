@@ -26,6 +26,11 @@ use crate::cli::output::Output;
 use crate::control::protocol::{ErrorCode, Failure};
 use args::{Args, EventCommand, FaultCommand, MapCommand, Object, PredictCommand, ProgCommand};
 
+/// The command line as a whole, for help pages, man pages and completions.
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
 /// Parses a command line, does what it says, prints the answer, and tells the exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
