@@ -553,9 +553,10 @@ async fn an_app_goes_to_an_agent_is_reported_named_commanded_and_deleted() {
 
     let delete = v1::DeleteAppRequest {
         app: named("web"),
+        request_id: "once".into(),
         ..v1::DeleteAppRequest::default()
     };
-    let deleted = apps.delete_app(delete).await.unwrap().into_inner();
+    let deleted = apps.delete_app(delete.clone()).await.unwrap().into_inner();
     assert_eq!(agent.app().await.desired(), v1::Desired::Deleted);
     agent.done(&deleted.id, None).await;
     // What it says of others' apps, and of none, changes nothing.
@@ -581,6 +582,19 @@ async fn an_app_goes_to_an_agent_is_reported_named_commanded_and_deleted() {
             .into_inner()
             .apps
             .is_empty()
+    );
+    // Whoever did not hear the answer asks again, and does not delete what has the name now.
+    apps.create_app(create("web", "")).await.unwrap();
+    let again = apps.delete_app(delete.clone()).await.unwrap().into_inner();
+    assert_eq!((&again.id, again.done), (&deleted.id, true));
+    assert!(world.hub.lookup("web-ann").is_some());
+    let other = v1::DeleteAppRequest {
+        app: named("another"),
+        ..delete
+    };
+    assert_eq!(
+        reason(&apps.delete_app(other).await.unwrap_err()),
+        "REQUEST_ID_REUSED"
     );
 }
 

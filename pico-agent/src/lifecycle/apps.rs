@@ -478,18 +478,25 @@ impl Apps {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(DELETE_BACKOFF.1);
         }
-        let dir = AppPaths::new(&self.host.state_dir, &name).dir;
-        let (apps, link) = (self.clone(), link_name(&self.host.instance, &name));
-        let removed = tokio::task::spawn_blocking(move || {
-            apps.host.fence.remove(&link).map_err(failed)?;
-            bury(&dir).map_err(failed)
-        });
-        if let Ok(Err(error)) = removed.await {
-            // The tombstone, if it is still there, has the next agent do this again.
-            tracing::error!(app = name, %error, "its last traces cannot be removed");
+        // Until that has succeeded the tombstone is there, and nobody is told that the app is gone.
+        while let Err(error) = self.clone().remove_traces(&name).await {
+            tracing::error!(app = name, %error, "its last traces cannot be removed yet");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(DELETE_BACKOFF.1);
         }
         tracing::info!(app = name, "deleted");
         self.forget(&name);
+    }
+
+    /// What is left of an app when its actor has ended: what it may reach, and its tombstone.
+    async fn remove_traces(self: Arc<Self>, name: &str) -> Result<(), Failure> {
+        let dir = AppPaths::new(&self.host.state_dir, name).dir;
+        let link = link_name(&self.host.instance, name);
+        let removed = tokio::task::spawn_blocking(move || {
+            self.host.fence.remove(&link).map_err(failed)?;
+            bury(&dir).map_err(failed)
+        });
+        removed.await.map_err(failed)?
     }
 
     /// Waits until what a registration asks is done: of a tombstone, until nothing is left of the app.

@@ -39,6 +39,11 @@ impl Handle {
         }
     }
 
+    /// Whose requests are told apart by their ids, where the app need not be there any more.
+    fn asker(&self) -> &str {
+        self.caller.owner_filter().unwrap_or(&self.named.owner)
+    }
+
     /// The app, if it is there and the caller may know of it.
     pub(super) fn find(&self, rows: &mut dyn Rows) -> Result<App, Problem> {
         let v1::AppHandle { id, owner, name } = &self.named;
@@ -353,7 +358,14 @@ impl Hub {
         request: v1::DeleteAppRequest,
     ) -> Result<v1::Operation, Problem> {
         check_request_id(&request.request_id)?;
+        let version = request.resource_version.to_le_bytes();
+        let named = &handle.named;
+        let hash = hash(&[b"delete", named.id.as_bytes(), named.name.as_bytes(), &version]);
         self.change(move |rows, effects| {
+            // The app may be gone by now, or another one have its name.
+            if let Some(done) = repeated(rows, handle.asker(), &request.request_id, hash)? {
+                return Ok(convert::operation(&done));
+            }
             let mut app = handle.find(rows)?;
             check_version(&app, request.resource_version)?;
             let again = app.desired == v1::Desired::Deleted;
@@ -366,6 +378,13 @@ impl Hub {
             app.reason = "deleted by its owner".into();
             app.since = at;
             let mut operation = operations::begin(rows, &app, "delete", false)?;
+            if !request.request_id.is_empty() {
+                let known = Request {
+                    hash,
+                    operation: operation.id,
+                };
+                rows.put_request(handle.asker(), &request.request_id, known, at)?;
+            }
             let mut deleting = event("app.deleting", &app, "");
             deleting.request = request.request_id;
             deleting.operation = Some(operation.id);

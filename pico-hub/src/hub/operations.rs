@@ -155,7 +155,7 @@ impl Hub {
                 }
                 let apps = match agent {
                     Some(agent) => rows.apps_of(Some(agent))?,
-                    None => rows.apps(None, None, &[], usize::MAX)?,
+                    None => rows.busy_apps()?,
                 };
                 for app in apps {
                     for operation in rows.open_operations(app.id)? {

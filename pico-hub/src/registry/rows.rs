@@ -235,6 +235,8 @@ pub trait Rows {
     ) -> Result<Vec<App>>;
     /// The apps of an agent, or those that no agent has.
     fn apps_of(&mut self, agent: Option<AgentId>) -> Result<Vec<App>>;
+    /// Apps with operations that are under way.
+    fn busy_apps(&mut self) -> Result<Vec<App>>;
     /// Writes an app, new or changed.
     fn put_app(&mut self, app: &App) -> Result<()>;
     /// Forgets an app.
@@ -284,6 +286,6 @@ pub trait Rows {
     /// The last one given.
     fn serial(&mut self) -> Result<u32>;
 
-    /// Forgets finished operations and requests from before `before`, and all but the newest `events` events.
+    /// Forgets finished operations, requests, and tokens that expired or were revoked before `before`, and all but the newest `events` events.
     fn prune(&mut self, before: i64, events: u64) -> Result<()>;
 }

@@ -119,6 +119,7 @@ async fn every_row_reads_back_as_it_was_written_also_after_a_restart() {
     read.read(move |from| {
         assert_eq!(from.app(web.id)?, Some(web.clone()));
         assert_eq!(from.app_named("ann", "web")?, Some(web.clone()));
+        assert_eq!(from.busy_apps()?, std::slice::from_ref(&web));
         assert_eq!(from.apps_of(Some(agent.id))?, [web]);
         assert_eq!(from.app_counts()?[&agent.id], 1);
         assert_eq!(from.agent(agent.id)?, Some(agent.clone()));
@@ -230,4 +231,34 @@ fn a_database_of_a_later_release_is_refused_and_left_alone() {
         Sqlite::open(&path),
         Err(RegistryError::Newer { found: 9, .. })
     ));
+}
+
+#[tokio::test]
+async fn tokens_that_ended_long_ago_are_forgotten_and_others_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database(&dir.path().join("hub.db"));
+    let token = |expires, revoked| Token {
+        id: TokenId::random().unwrap(),
+        hash: [0; 32],
+        role: Role::Owner,
+        owner: "ann".into(),
+        agent: None,
+        note: String::new(),
+        created: 1,
+        expires,
+        revoked,
+        last_used: None,
+    };
+    let kept = [token(None, None), token(Some(100), None), token(None, Some(100))];
+    let old = [token(Some(99), None), token(None, Some(99))];
+    let all = [kept.as_slice(), &old].concat();
+    change(&database, move |rows| {
+        all.iter().try_for_each(|token| rows.put_token(token))?;
+        rows.prune(100, 10)
+    })
+    .await
+    .unwrap();
+    let left = database.read(|rows| rows.tokens(None, 10)).await.unwrap();
+    assert_eq!(left.len(), kept.len());
+    assert!(kept.iter().all(|token| left.contains(token)));
 }

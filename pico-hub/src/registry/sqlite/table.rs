@@ -227,6 +227,14 @@ impl Rows for Tables<'_> {
         self.many(&sql, [number(agent)], app)
     }
 
+    fn busy_apps(&mut self) -> Result<Vec<App>> {
+        let sql = format!(
+            "SELECT {APP} FROM apps WHERE id IN (SELECT app FROM operations WHERE finished IS NULL) \
+             ORDER BY created, id"
+        );
+        self.many(&sql, [], app)
+    }
+
     fn put_app(&mut self, app: &App) -> Result<()> {
         self.run(
             "INSERT INTO apps (id, owner, name, spec, version, desired, state, reason, since, ipv4, ipv6, agent, \
@@ -454,6 +462,7 @@ impl Rows for Tables<'_> {
     fn prune(&mut self, before: i64, events: u64) -> Result<()> {
         self.run("DELETE FROM operations WHERE finished < ?1", [before])?;
         self.run("DELETE FROM requests WHERE at < ?1", [before])?;
+        self.run("DELETE FROM tokens WHERE expires < ?1 OR revoked < ?1", [before])?;
         let sql = "DELETE FROM events WHERE number <= (SELECT max(number) FROM events) - ?1";
         self.run(sql, [signed(events)])
     }
