@@ -156,6 +156,23 @@ pub enum AfterCrash {
     Fresh,
 }
 
+/// Which pages a wake brings ahead, before anybody asks for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prefetch {
+    /// None: each comes when it is asked for.
+    None,
+    /// All of the checkpoint.
+    Full,
+    /// Those that were used from the last wake to the last sleep.
+    LastWindow,
+    /// Those that requests need, whatever their port.
+    Global,
+    /// Those that requests of the port need whose packet wakes it.
+    #[default]
+    PerPort,
+}
+
 /// `[app.sandbox]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -226,6 +243,9 @@ pub struct AppConfig {
     /// How long packets wait for wakes that fail; after that their senders are told that nobody is there.
     #[serde(default = "default_hold_timeout")]
     pub hold_timeout: Wait,
+    /// Which pages its wakes bring ahead.
+    #[serde(default)]
+    pub prefetch: Prefetch,
     /// What becomes of established connections when it sleeps.
     #[serde(default)]
     pub connections: ConnectionPolicy,

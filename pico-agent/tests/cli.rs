@@ -291,6 +291,7 @@ impl Handler for Toy {
             command: vec!["nginx".to_owned()],
             counters: Counters::default(),
             page_faults: 0,
+            active_sets: Vec::new(),
             last_wake: None,
             last_failure: None,
             last_exit: None,

@@ -215,7 +215,13 @@ async fn a_restored_redis_has_every_key_after_three_partial_swaps() {
         drop(client.clone());
         let (client, mut events, _config) = world.shim(true).await;
         let checkpoint = world.dir.join(format!("ckpt/{}", generation - 1));
-        client.send(&Request::Restore { checkpoint }).await.unwrap();
+        client
+            .send(&Request::Restore {
+                checkpoint,
+                ahead: None,
+            })
+            .await
+            .unwrap();
         match next(&mut events).await {
             Event::Running { took_us, .. } => println!("restored in {took_us} us"),
             other => panic!("{other:?}"),

@@ -264,7 +264,7 @@ fn sets_are_listed_and_shown_and_drawn() {
     let row = |port: Value, windows: u32, pages: u32| {
         json!({
             "port": port, "windows": windows, "pages": pages, "bytes": pages * 4096, "pages_seen": pages,
-            "relearning": false,
+            "relearning": false, "wakes": 0, "recall": null, "precision": null, "last_wake": null,
         })
     };
     let rows = [

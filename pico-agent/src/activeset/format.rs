@@ -9,9 +9,11 @@
 //! | 8 | lineage |
 //! | ... | windows learned |
 //! | ... | the app's counts |
-//! | ... | number of ports, then each by ascending key: port number (0: no port's work), protocol number, windows, relearning (0, 1), counts, number of pages, pages |
+//! | ... | number of ports, then each by ascending key: port number (0: no port's work), protocol number, windows, relearning (0, 1), counts, wakes, their sum, the last one, number of pages, pages |
 //! | ... | number of pages of the last window, then each: space, page |
 //! | 32 | BLAKE3 of all before |
+//!
+//! A wake: pages prefetched, used, late, wasted, unknown, faulted; bytes.
 //!
 //! Counts: how many classes, then each class by ascending number: class, pages judged (f32, 4), used (f32, 4). A page:
 //! space, page (both as the difference to the one before, the page in full where the space is another), history bits,
@@ -21,6 +23,7 @@ use super::calibration::Counts;
 use super::history::History;
 use super::model::{ActiveSets, Entry, PAGES_MAX, PORTS_MAX, PortSet};
 use super::observe::PageId;
+use super::report::{Tally, WakeReport};
 use crate::checkpoint::hash::{HASH_SIZE, Hash};
 use crate::port::{Port, Proto};
 use crate::varint::{Reader, Short, put};
@@ -78,6 +81,9 @@ impl ActiveSets {
             put(&mut out, u64::from(set.windows));
             put(&mut out, u64::from(set.relearning));
             put_counts(&mut out, &set.counts);
+            put(&mut out, set.tally.wakes);
+            put_report(&mut out, &set.tally.total);
+            put_report(&mut out, &set.tally.last);
             put(&mut out, set.pages.len() as u64);
             let mut before = PageId { space: 0, page: 0 };
             for (page, entry) in &set.pages {
@@ -164,7 +170,7 @@ fn take_sets(body: &mut Reader<'_>) -> Result<ActiveSets, SetsError> {
         {
             return damaged("a port is out of order");
         }
-        let set = take_port(body, sets.windows)?;
+        let set = take_port(body, key, sets.windows)?;
         sets.ports.insert(key, set);
     }
     let last: usize = body.small()?;
@@ -195,13 +201,22 @@ fn take_key(body: &mut Reader<'_>) -> Result<Option<Port>, SetsError> {
     Ok(Some(Port { number, proto }))
 }
 
-fn take_port(body: &mut Reader<'_>, windows: u64) -> Result<PortSet, SetsError> {
+fn take_port(body: &mut Reader<'_>, key: Option<Port>, windows: u64) -> Result<PortSet, SetsError> {
     let mut set = PortSet {
         windows: body.small()?,
         relearning: take_flag(body)?,
         counts: take_counts(body)?,
+        tally: Tally {
+            wakes: body.number()?,
+            total: take_report(body, key)?,
+            last: take_report(body, key)?,
+        },
         ..PortSet::default()
     };
+    if set.tally.wakes == 0 {
+        // A port that never woke the app has no report, not an empty one of its own.
+        set.tally = Tally::default();
+    }
     let pages: usize = body.small()?;
     if pages > PAGES_MAX {
         return damaged("too many pages");
@@ -230,6 +245,33 @@ fn take_port(body: &mut Reader<'_>, windows: u64) -> Result<PortSet, SetsError> 
         );
     }
     Ok(set)
+}
+
+fn put_report(out: &mut Vec<u8>, report: &WakeReport) {
+    for number in [
+        report.prefetched,
+        report.used,
+        report.late,
+        report.wasted,
+        report.unknown,
+        report.faulted,
+        report.bytes,
+    ] {
+        put(out, number);
+    }
+}
+
+fn take_report(body: &mut Reader<'_>, port: Option<Port>) -> Result<WakeReport, SetsError> {
+    Ok(WakeReport {
+        port,
+        prefetched: body.number()?,
+        used: body.number()?,
+        late: body.number()?,
+        wasted: body.number()?,
+        unknown: body.number()?,
+        faulted: body.number()?,
+        bytes: body.number()?,
+    })
 }
 
 fn take_flag(body: &mut Reader<'_>) -> Result<bool, SetsError> {

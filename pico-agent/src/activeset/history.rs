@@ -57,6 +57,11 @@ impl History {
         self.bits.trailing_ones()
     }
 
+    /// In how many windows in a row it was not used, up to now.
+    pub(super) fn idle(self) -> u32 {
+        self.bits.trailing_zeros().min(u32::from(self.len))
+    }
+
     /// Which of [`CONTEXTS`] histories this one is like: the last three windows, how many uses there were in all, and
     /// how many windows are known. Finer classes learn more slowly and were not better on recorded traces.
     pub(super) fn context(self) -> usize {

@@ -22,6 +22,8 @@
 //! 4. At the next wake on port `p`, [`ActiveSets::predict`] names the pages worth bringing, given what a miss and what
 //!    a page ahead cost from that tier; [`WakeReport`] says how it went.
 //!
+//! [`Learner`] does these steps for an app as things happen; `lifecycle::learning` keeps it on disk.
+//!
 //! # What is believed
 //!
 //! Each port, and the work that belongs to no port (timers, accept loops), has for each page a history of the last
@@ -36,6 +38,7 @@ mod evidence;
 mod format;
 mod history;
 mod learned;
+mod learner;
 mod model;
 mod observe;
 mod predict;
@@ -48,6 +51,7 @@ mod tests;
 
 pub use format::{FILE_MAX, SetsError};
 pub use learned::Logistic;
+pub use learner::{Closed, Learner};
 pub use model::{ActiveSets, Learned, PageView, PortView};
 pub use observe::{Kind, OBSERVATIONS_MAX, Observation, PageId, Request, Source, Window};
 pub use predict::{Basis, Costs, Packs, Predicted, Prediction};

@@ -7,6 +7,7 @@ use super::evidence::{Evidence, Key, Verdict};
 use super::format::SetsError;
 use super::history::History;
 use super::observe::{PageId, Window};
+use super::report::{Tally, WakeReport};
 use crate::port::Port;
 
 /// Most pages a port keeps a history of: 1 GiB of memory. The least used give way.
@@ -17,6 +18,9 @@ pub(super) const PORTS_MAX: usize = 256;
 const UNKNOWN_WINDOWS: u32 = 3;
 /// Below these, what was expected of a port did not come, and other pages did: it does something else now.
 const RELEARN_BELOW: f64 = 0.5;
+
+/// A window that used this many times as many pages as were expected is no usual one.
+const HUGE: usize = 4;
 
 /// What is remembered of a page for one port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,7 @@ pub(super) struct PortSet {
     /// Whether its last window was unlike those before.
     pub(super) relearning: bool,
     pub(super) counts: Counts,
+    pub(super) tally: Tally,
     pub(super) pages: BTreeMap<PageId, Entry>,
 }
 
@@ -92,6 +97,8 @@ pub struct PortView {
     pub windows: u32,
     /// Whether its last window was unlike those before.
     pub relearning: bool,
+    /// How its wakes went.
+    pub tally: Tally,
     /// Pages with any use in the history, by address.
     pub pages: Vec<PageView>,
 }
@@ -174,21 +181,34 @@ impl ActiveSets {
             used: evidence.used_by(key).count(),
             relearning: false,
         };
-        self.judge(key, &set, evidence, &mut learned);
-        let judged = self.judgements(key, &set, evidence);
-        calibration::take(&mut self.counts, &mut set.counts, &judged);
-        self.remember(key, &mut set, evidence);
+        let unknown = self.judge(key, &set, evidence, &mut learned);
         let low = |part: usize, whole: usize| (part as f64) < RELEARN_BELOW * whole as f64;
+        if is_outlier(&set, &learned) {
+            self.ports.insert(key, set);
+            return Some(learned);
+        }
+        let judged = self.judgements(key, &set, evidence);
+        // The work of no port is little and regular: it says nothing of what requests need again.
+        let mut of_no_port = Counts::default();
+        let app = if key.is_some() {
+            &mut self.counts
+        } else {
+            &mut of_no_port
+        };
+        calibration::take(app, &mut set.counts, &judged);
+        self.remember(key, &mut set, evidence);
         // A request that uses much more than before is one thing, a request that leaves the known unused another.
-        learned.relearning =
-            low(learned.expected_used, learned.expected) && low(learned.expected_used, learned.used);
+        learned.relearning = learned.expected >= unknown
+            && low(learned.expected_used, learned.expected)
+            && low(learned.expected_used, learned.used);
         set.relearning = learned.relearning;
         self.ports.insert(key, set);
         Some(learned)
     }
 
-    /// How well the window was expected.
-    fn judge(&self, key: Key, set: &PortSet, evidence: &Evidence<'_>, learned: &mut Learned) {
+    /// How well the window was expected. Gives the number of expected pages of which it says nothing.
+    fn judge(&self, key: Key, set: &PortSet, evidence: &Evidence<'_>, learned: &mut Learned) -> usize {
+        let mut unknown = 0;
         for (page, entry) in &set.pages {
             if self.chance(set, *page, entry.history, key) < 0.5 {
                 continue;
@@ -199,9 +219,10 @@ impl ActiveSets {
                     learned.expected_used += 1;
                 }
                 Verdict::Unused => learned.expected += 1,
-                Verdict::Unknown => {}
+                Verdict::Unknown => unknown += 1,
             }
         }
+        unknown
     }
 
     /// What came of each history, for the chances of the next time.
@@ -278,6 +299,13 @@ impl ActiveSets {
         bound(&mut set.pages);
     }
 
+    /// Keeps how a wake went with the port that woke the app, if that is known.
+    pub fn tally(&mut self, report: &WakeReport) {
+        if let Some(set) = self.ports.get_mut(&report.port) {
+            set.tally.add(report);
+        }
+    }
+
     /// Forgets pages that are in no checkpoint any more.
     pub fn retain(&mut self, mut exists: impl FnMut(PageId) -> bool) {
         for set in self.ports.values_mut() {
@@ -326,6 +354,7 @@ impl ActiveSets {
             if mine.windows < theirs.windows {
                 (mine.windows, mine.relearning) = (theirs.windows, theirs.relearning);
                 mine.counts = theirs.counts.clone();
+                mine.tally = theirs.tally.clone();
             }
             bound(&mut mine.pages);
         }
@@ -359,6 +388,7 @@ impl ActiveSets {
             port,
             windows: set.windows,
             relearning: set.relearning,
+            tally: set.tally.clone(),
             pages: pages.collect(),
         })
     }
@@ -399,6 +429,14 @@ impl ActiveSets {
             chance
         }
     }
+}
+
+/// Whether a window is one huge request, such as a dump of everything, of which nothing is to be learned: the known pages
+/// were used as always, and many times as many others. A second one in a row counts.
+fn is_outlier(set: &PortSet, window: &Learned) -> bool {
+    let usual = set.windows >= 2 && window.expected > 0 && 2 * window.expected_used >= window.expected;
+    let before = set.tally.last.recall();
+    usual && window.used > HUGE * window.expected && before.is_some_and(|recall| recall >= RELEARN_BELOW)
 }
 
 /// Lets the least used pages go when there are too many.

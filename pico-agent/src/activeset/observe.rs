@@ -200,7 +200,9 @@ impl Window {
 
     /// Whether `page`, not among the touched, is known not to have been used.
     pub fn absence_is_known(&self, page: PageId) -> bool {
-        self.complete && (self.accessed || (self.kind == Kind::Wake && !self.prefetched.contains(&page)))
+        let by_bit = self.kind == Kind::Hot || self.prefetched.contains(&page);
+        // A lost event is a lost fault: bits are still what they are.
+        if by_bit { self.accessed } else { self.complete }
     }
 
     /// The ports that had requests, with the order at which the last one of each ended.

@@ -11,6 +11,7 @@ use crate::control::protocol::{
     self, AgentStatus, AppDetail, AppSummary, CheckpointView, ErrorCode, Explanation, Failure,
 };
 use crate::doctor::{Row, Verdict};
+use crate::lifecycle::record::PortSet;
 use crate::units::{Timestamp, format_age, format_bytes};
 
 /// Prints answers and errors in the form asked for.
@@ -234,6 +235,18 @@ pub(super) fn detail(app: &AppDetail) -> String {
             )
         })),
     ));
+    if let Some(report) = app.last_wake.as_ref().and_then(|wake| wake.prefetch.as_ref()) {
+        rows.push((
+            "brought ahead",
+            format!(
+                "{} pages: {} used, {} asked for before they came, {} not used, {} unknown; {} more were asked for",
+                report.prefetched, report.used, report.late, report.wasted, report.unknown, report.faulted,
+            ),
+        ));
+    }
+    for set in &app.active_sets {
+        rows.push(("active set", active_set(set)));
+    }
     rows.push((
         "last failure",
         or_dash(app.last_failure.as_ref().map(|failure| {
@@ -274,6 +287,20 @@ pub(super) fn explained(told: &Explanation) -> String {
     rows.iter()
         .map(|(key, value)| format!("{:<26}{value}\n", format!("{key}:")))
         .collect()
+}
+
+fn active_set(set: &PortSet) -> String {
+    let port = set.port.map_or("no port".to_owned(), |port| port.to_string());
+    let share = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.1} %", share * 100.0));
+    let again = if set.relearning { ", is learned anew" } else { "" };
+    format!(
+        "{port}: {} pages of {} windows; {} wakes, recall {}, precision {}{again}",
+        set.pages,
+        set.windows,
+        set.wakes,
+        share(set.recall),
+        share(set.precision),
+    )
 }
 
 /// `status`
@@ -385,6 +412,7 @@ mod tests {
                 ..Counters::default()
             },
             page_faults: 9,
+            active_sets: Vec::new(),
             last_wake: Some(Wake {
                 at: Timestamp::from_micros(0),
                 tier: Tier::Cold,
@@ -404,6 +432,8 @@ mod tests {
                 s3_gets: 4,
                 faults: 7,
                 pages_installed: 6,
+                pages_ahead: 0,
+                prefetch: None,
             }),
             last_failure: None,
             last_exit: Some(AppExit {

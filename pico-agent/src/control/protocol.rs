@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::addresses::Addresses;
-use crate::lifecycle::record::{Counters, Exit, Failure as RecordedFailure, Wake};
+use crate::lifecycle::record::{Counters, Exit, Failure as RecordedFailure, PortSet, Wake};
 use crate::lifecycle::state::Tier;
 use crate::logs::Stream;
 use crate::logs::read::Line;
@@ -173,6 +173,9 @@ pub struct AppDetail {
     /// Page faults of its processes that eBPF saw since the agent started.
     #[serde(default)]
     pub page_faults: u64,
+    /// What is known of the pages that its requests need, by port.
+    #[serde(default)]
+    pub active_sets: Vec<PortSet>,
     /// What last went wrong.
     pub last_failure: Option<RecordedFailure>,
     /// How its process last ended by itself.

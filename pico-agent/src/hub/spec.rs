@@ -9,7 +9,8 @@ use prost::Message;
 
 use super::config::HubConfig;
 use crate::config::{
-    AfterCrash, AppConfig, ConnectionPolicy, Problem, Restart, Root, SandboxSection, WakeSection, check,
+    AfterCrash, AppConfig, ConnectionPolicy, Prefetch, Problem, Restart, Root, SandboxSection, WakeSection,
+    check,
 };
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::units::{Size, Wait};
@@ -127,6 +128,7 @@ fn config(spec: &v1::AppSpec, label: &str, has_store: bool, problems: &mut Vec<P
             v1::AfterCrash::Checkpoint | v1::AfterCrash::Unspecified => AfterCrash::Checkpoint,
         },
         hold_timeout: AppConfig::DEFAULT_HOLD_TIMEOUT,
+        prefetch: Prefetch::default(),
         connections: ConnectionPolicy::default(),
         wake: WakeSection::default(),
         probes: Vec::new(),

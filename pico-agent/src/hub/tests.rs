@@ -83,6 +83,7 @@ fn detail(name: &str) -> AppDetail {
         counters: Counters::default(),
         last_wake: None,
         page_faults: 0,
+        active_sets: Vec::new(),
         last_failure: None,
         last_exit: None,
         created: at,

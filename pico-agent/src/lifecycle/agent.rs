@@ -35,7 +35,7 @@ use crate::gate::{Gate, GateConfig, GateError, GateEvent};
 use crate::hub;
 use crate::hub::link::{HostFacts, LinkConfig, LinkError};
 use crate::metrics::{self, Metrics, Seen};
-use crate::probes::{ProbeError, Probes, TraceEvent};
+use crate::probes::{ProbeError, Probes};
 use crate::sandbox::net::NetSpec;
 use crate::sandbox::{CgroupError, CgroupTree, sockets};
 use crate::store::{Store, StoreError};
@@ -264,6 +264,13 @@ async fn open_host(
     let cgroups = CgroupTree::open(&config.instance)?;
     let fence = Fence::new(fence_config(config))?;
     let probes = Probes::load(&cgroups.apps_path())?;
+    let sees_accessed = match probes.accessed() {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "pages that are brought ahead and not used are not seen");
+            false
+        }
+    };
     let (gate, events) = Gate::open(gate_config(config)).await?;
     let hidden = [
         Some(state_dir.clone()),
@@ -284,6 +291,9 @@ async fn open_host(
         state_dir,
         fence,
         metrics: Metrics::default(),
+        traces: Default::default(),
+        costs: Default::default(),
+        sees_accessed,
         changes: Arc::default(),
     };
     Ok((host, events))
@@ -385,21 +395,16 @@ async fn dispatch(
 
 /// Takes what tracing sees to the apps.
 async fn read_traces(agent: Arc<Agent>) {
+    let host = &agent.host;
     loop {
-        match agent.host.probes.next_events().await {
-            Ok(events) => {
-                for event in events {
-                    if let Some(app) = agent.apps.by_number(event.app())
-                        && let TraceEvent::Fault(_) = event
-                    {
-                        app.page_faults.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "apps are not traced any more");
-                return;
-            }
+        let read = host.traces.read(&host.probes);
+        let more = match read {
+            Ok(()) => host.probes.wait_for_events().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = more {
+            tracing::error!(%error, "apps are not traced any more");
+            return;
         }
     }
 }

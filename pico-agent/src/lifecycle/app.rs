@@ -5,12 +5,13 @@
 //! Here: what an actor is, and what it is asked. `due`: what it does by the clock; `ends`: how runs end; `upload`: its
 //! checkpoint on the way to the store; `prefetch`: what it needs first on the way back; `standby`: a warm app's wake made ready; `bookkeeping`: record and view;
 //! `parts`: the parts of its sandbox; `beside`: commands that run in it besides; `registered`: what the hub asks of its
-//! apps besides.
+//! apps besides; `learns`: what its runs teach of its pages.
 
 mod beside;
 mod bookkeeping;
 mod due;
 mod ends;
+mod learns;
 mod parts;
 mod prefetch;
 mod registered;
@@ -42,7 +43,6 @@ use crate::config::{AppConfig, ConnectionPolicy};
 use crate::control::protocol::{AppDetail, ErrorCode, Failure};
 use crate::gate::Caller;
 use crate::pager::PagerStats;
-use crate::probes::Tracing;
 use crate::sandbox::Cgroup;
 use crate::sandbox::sockets::Pending;
 use crate::shim::client::ShimClient;
@@ -127,8 +127,6 @@ pub(super) struct Live {
     /// Processor time at the beginning of the current window.
     cpu_sample: (Monotonic, Duration),
     pub stats: PagerStats,
-    /// Page faults and socket activity are told while this is held.
-    _tracing: Option<Tracing>,
 }
 
 /// The actor.
@@ -175,6 +173,12 @@ pub(super) struct App {
     waiting_since: Option<Monotonic>,
     /// What the last of them led to; until its time nothing is tried.
     after_wake: Option<AfterWake>,
+    /// What is known of the pages that its requests need.
+    learning: learns::Learning,
+    /// What is watched, to learn from it.
+    window: Option<learns::Window>,
+    /// When a slice of its hot time is watched next.
+    next_slice: Monotonic,
     /// What the gate was last told of the app at rest.
     pub(super) told: Option<Told>,
     /// What spoke against the last swap-out that got so far.
@@ -195,7 +199,7 @@ impl App {
         let paths = AppPaths::new(&host.state_dir, &config.name);
         let (sender, commands) = mpsc::unbounded_channel();
         let meter = Arc::new(Meter::default());
-        let page_faults = Arc::new(AtomicU64::new(0));
+        let page_faults = host.traces.count(number);
         let detail = first_detail(&config, &record);
         let (view, receiver) = watch::channel(View {
             detail,
@@ -233,6 +237,9 @@ impl App {
             wake_failures: 0,
             waiting_since: None,
             after_wake: None,
+            learning: None,
+            window: None,
+            next_slice: Duration::ZERO,
             told: None,
             pending_before: HashSet::new(),
             started: now(),

@@ -46,8 +46,7 @@ struct Set {
     entries: BTreeMap<String, Entry>,
     /// As in agent.toml, then the hub's as they came.
     order: Vec<String>,
-    /// By the number that the probes know an app by; never given twice.
-    numbers: HashMap<u32, String>,
+    /// By what the probes know the next app; never given twice.
     next_number: u32,
     /// Names of the hub's apps by their ids.
     ids: HashMap<String, String>,
@@ -58,7 +57,6 @@ struct Set {
 
 struct Entry {
     handle: AppHandle,
-    number: u32,
     v4: Ipv4Addr,
     /// `None`: it stands in agent.toml.
     registration: Option<Arc<Registered>>,
@@ -148,13 +146,6 @@ impl Apps {
         self.read().entries.get(name).map(|entry| entry.handle.clone())
     }
 
-    /// The app that the probes know by `number`.
-    pub fn by_number(&self, number: u32) -> Option<AppHandle> {
-        let set = self.read();
-        let name = set.numbers.get(&number)?;
-        set.entries.get(name).map(|entry| entry.handle.clone())
-    }
-
     /// All names: as in agent.toml, then the hub's.
     pub fn names(&self) -> Vec<String> {
         self.read().order.clone()
@@ -217,7 +208,6 @@ impl Apps {
         set.next_number += 1;
         let handle = App::spawn(self.host.clone(), config, record, number, starts);
         set.order.push(name.clone());
-        set.numbers.insert(number, name.clone());
         set.taken.insert(addresses.v4);
         set.last = Some(addresses.v4);
         if let Some(registration) = &registration {
@@ -225,7 +215,6 @@ impl Apps {
         }
         let entry = Entry {
             handle: handle.clone(),
-            number,
             v4: addresses.v4,
             registration: registration.map(|registration| {
                 Arc::new(Registered {
@@ -244,7 +233,6 @@ impl Apps {
             return;
         };
         set.order.retain(|other| other != name);
-        set.numbers.remove(&entry.number);
         set.taken.remove(&entry.v4);
         if let Some(registration) = entry.registration {
             set.ids.remove(&lock(&registration.current).id);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::costs::Measured;
+use super::traces::Traces;
 use crate::criu::command::Criu;
 use crate::fence::Fence;
 use crate::gate::Gate;
@@ -40,6 +42,12 @@ pub struct Host {
     pub fence: Fence,
     /// What is counted.
     pub metrics: Metrics,
+    /// What tracing tells, on its way to the apps.
+    pub traces: Traces,
+    /// What pages cost here.
+    pub costs: Measured,
+    /// Whether it can be seen here which pages are used.
+    pub sees_accessed: bool,
     /// Which apps look different than when they were last reported.
     pub changes: Arc<Changes>,
 }

@@ -7,6 +7,7 @@
 //! * [`state`], [`policy`], [`record`], [`registration`], [`explain`]: pure: the states, the decisions, what is
 //!   remembered, why an app is as it is
 //! * [`transfer`]: checkpoints to the object store; `publish`: which of them is the current one; `fetch`: their way back
+//! * [`traces`]: what tracing tells, taken to its app; [`learning`]: what that teaches, and its file; [`costs`]: what pages cost
 //! * [`host`], [`paths`]: what apps share, and where an app's things lie
 //!
 //! Uses gate, sandbox, shim, probes and store; none of them knows it, nor each other.
@@ -14,11 +15,13 @@
 pub mod agent;
 mod app;
 mod apps;
+pub mod costs;
 mod doorway;
 pub mod exec;
 pub mod explain;
 mod fetch;
 pub mod host;
+pub mod learning;
 pub mod paths;
 pub mod policy;
 mod publish;
@@ -28,4 +31,5 @@ mod start;
 pub mod state;
 mod swap_in;
 mod swap_out;
+pub mod traces;
 pub mod transfer;

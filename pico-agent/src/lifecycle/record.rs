@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::activeset::WakeReport;
 use crate::addresses::Addresses;
 use crate::gate::Connections;
 use crate::lifecycle::state::{Situation, Tier};
+use crate::port::Port;
 use crate::units::Timestamp;
 
 /// Version of the format; a record with another one is refused, not guessed at.
@@ -110,6 +112,33 @@ pub struct Wake {
     /// Pages filled from the checkpoint since.
     #[serde(default)]
     pub pages_installed: u64,
+    /// Pages filled before anybody asked for them.
+    #[serde(default)]
+    pub pages_ahead: u64,
+    /// How that turned out; known when it has been learned from.
+    #[serde(default)]
+    pub prefetch: Option<WakeReport>,
+}
+
+/// What is known of the pages that one port's requests need.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PortSet {
+    /// The port; `None`: the work of no port.
+    pub port: Option<Port>,
+    /// How often its work was watched.
+    pub windows: u32,
+    /// Pages that are more likely used than not.
+    pub pages: u64,
+    /// Whether it does something else than before.
+    pub relearning: bool,
+    /// Wakes by it that were learned from.
+    pub wakes: u64,
+    /// Of all these: the part of the needed pages that had been brought ahead.
+    pub recall: Option<f64>,
+    /// The part of those brought ahead that were needed.
+    pub precision: Option<f64>,
+    /// The last of them.
+    pub last: Option<WakeReport>,
 }
 
 /// How often things happened since the app was made.
@@ -180,6 +209,12 @@ pub struct Record {
     pub counters: Counters,
     /// When the app was first made.
     pub created: Timestamp,
+    /// Names its life since it was last started anew: what is known of pages is known of those of one life.
+    #[serde(default)]
+    pub life: u64,
+    /// What is known of the pages that its requests need.
+    #[serde(default)]
+    pub active_sets: Vec<PortSet>,
 }
 
 /// Why a wake record cannot be read or written.
@@ -235,6 +270,8 @@ impl Record {
             last_wake: None,
             counters: Counters::default(),
             created: now,
+            life: 0,
+            active_sets: Vec::new(),
         }
     }
 
@@ -355,6 +392,8 @@ mod tests {
             s3_gets: 2,
             faults: 7,
             pages_installed: 6,
+            pages_ahead: 0,
+            prefetch: None,
         });
         record
     }

@@ -180,6 +180,7 @@ fn runs_alike(old: &AppConfig, new: &AppConfig) -> bool {
         cold_after: new.cold_after,
         restart: new.restart,
         after_crash: new.after_crash,
+        prefetch: new.prefetch,
         ..old.clone()
     };
     taken_up == *new

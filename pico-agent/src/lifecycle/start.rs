@@ -25,6 +25,7 @@ impl App {
                 self.record.counters.starts += 1;
                 self.started = self.now();
                 self.forget_checkpoint();
+                self.new_life();
                 self.apply(Event::Started, why);
                 self.save();
                 Ok(())

@@ -1,5 +1,6 @@
 //! From a checkpoint to a running app.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,14 +10,17 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tokio::sync::mpsc;
 
 use super::app::{App, now, wait_until};
+use super::learning;
 use super::record::{Phase, Wake};
 use super::state::{Event, Tier};
 use super::transfer::{Remote, TransferError};
-use crate::checkpoint::index::ObjectId;
-use crate::checkpoint::local::IMAGES_DIR;
+use crate::activeset::PageId;
+use crate::checkpoint::index::{ObjectId, PAGE_SIZE, PageIndex};
+use crate::checkpoint::local::{IMAGES_DIR, INDEX_FILE};
 use crate::config::AfterCrash;
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::failpoint;
+use crate::port::Port;
 use crate::sandbox::Cgroup;
 use crate::shim::client::ShimClient;
 use crate::shim::protocol::{self as shim, Request, ShimConfig};
@@ -24,6 +28,8 @@ use crate::units::Timestamp;
 
 /// How long a block that a fault waits for is tried to be fetched before the app is ended.
 const FETCH_PATIENCE: Duration = Duration::from_secs(60);
+/// Predicted pages that lie nearer to each other than this are read as one: a seek costs as much.
+const MERGED_PAGES: u64 = 8;
 /// Between two tries to fetch a block that the store did not give.
 const FETCH_PAUSE: Duration = Duration::from_millis(500);
 
@@ -96,7 +102,7 @@ impl App {
         self.meter.reset();
         self.sources.close();
         let mut watch = Stopwatch::new();
-        match self.swap_in_while_they_wait(from, &mut watch).await {
+        match self.swap_in_while_they_wait(from, trigger, &mut watch).await {
             Ok(()) => {
                 let counters = &mut self.record.counters;
                 match from {
@@ -119,6 +125,8 @@ impl App {
                     s3_gets,
                     faults: 0,
                     pages_installed: 0,
+                    pages_ahead: 0,
+                    prefetch: None,
                 });
                 self.apply(Event::Woken, &format!("woken by {trigger}"));
                 self.save();
@@ -144,12 +152,17 @@ impl App {
     }
 
     /// A swap-in; whoever waits too long for it is told that nobody is there, while it goes on.
-    async fn swap_in_while_they_wait(&mut self, from: Tier, watch: &mut Stopwatch) -> Result<(), NotRunning> {
+    async fn swap_in_while_they_wait(
+        &mut self,
+        from: Tier,
+        trigger: &str,
+        watch: &mut Stopwatch,
+    ) -> Result<(), NotRunning> {
         self.told = None;
         let deadline = self.begin_waiting();
         let (gate, name) = (self.host.gate.clone(), self.config.name.clone());
         let connections = self.sleeping_connections();
-        let swap_in = self.swap_in(from, watch);
+        let swap_in = self.swap_in(from, trigger.parse().ok(), watch);
         tokio::pin!(swap_in);
         tokio::select! {
             biased;
@@ -160,13 +173,20 @@ impl App {
         swap_in.await
     }
 
-    async fn swap_in(&mut self, from: Tier, watch: &mut Stopwatch) -> Result<(), NotRunning> {
+    async fn swap_in(
+        &mut self,
+        from: Tier,
+        port: Option<Port>,
+        watch: &mut Stopwatch,
+    ) -> Result<(), NotRunning> {
         let generation = self.record.checkpoint.generation;
+        let ahead = self.predict(port, from);
         let run = match from {
             Tier::Warm => {
                 // The disk works while CRIU gets ready; nobody waits for this.
                 let (checkpoint, pages) = (self.paths.checkpoint(generation), self.paths.pages());
-                tokio::task::spawn_blocking(move || read_ahead(&checkpoint, &pages, generation));
+                let predicted = ahead.clone();
+                tokio::task::spawn_blocking(move || read_ahead(&checkpoint, &pages, generation, &predicted));
                 match self.take_standby() {
                     Some(run) => run,
                     None => self.prepare_run().await?,
@@ -200,6 +220,8 @@ impl App {
             mut events,
             cgroup,
         } = run;
+        let list = self.list(&ahead);
+        self.watch_wake(&cgroup, port, ahead);
         let root = self.root();
         tokio::task::spawn_blocking(move || mount_root(&root))
             .await
@@ -208,13 +230,17 @@ impl App {
         let checkpoint = self.paths.checkpoint(generation);
         failpoint::reach("agent.prepared");
         client
-            .send(&Request::Restore { checkpoint })
+            .send(&Request::Restore {
+                checkpoint,
+                ahead: list,
+            })
             .await
             .map_err(NotRunning::new)?;
         let pid = self.running(&client, &mut events).await?;
         watch.lap("restore");
         failpoint::reach("agent.restored");
         self.live(client, events, cgroup, pid);
+        self.watch_uses().await;
         if self.config.after_crash == AfterCrash::Fresh {
             // Once it has answered, it must not answer from this checkpoint again.
             self.will_be_hot();
@@ -359,9 +385,10 @@ impl App {
     }
 }
 
-/// Asks the kernel for everything of a local checkpoint that a wake reads first: images, index, and the newest page
-/// objects if they are small, which are what the last wake touched. Into the page cache, not into the app's memory.
-fn read_ahead(checkpoint: &Path, pages: &Path, generation: u64) {
+/// Asks the kernel for everything of a local checkpoint that a wake reads first: images, index, and the pages that are
+/// predicted, or where nothing is, the newest page objects if they are small, which are what the last wake touched. Into
+/// the page cache, not into the app's memory.
+fn read_ahead(checkpoint: &Path, pages: &Path, generation: u64, predicted: &[PageId]) {
     let list = |dir: &Path| {
         let entries = std::fs::read_dir(dir)
             .into_iter()
@@ -369,6 +396,21 @@ fn read_ahead(checkpoint: &Path, pages: &Path, generation: u64) {
             .filter_map(Result::ok);
         entries.map(|entry| entry.path()).collect::<Vec<_>>()
     };
+    let whole = 0..0;
+    for path in list(&checkpoint.join(IMAGES_DIR)).iter().chain(&list(checkpoint)) {
+        will_need(path, &whole);
+    }
+    let index = std::fs::read(checkpoint.join(INDEX_FILE));
+    if let Some(index) = index.ok().and_then(|bytes| PageIndex::decode(&bytes).ok())
+        && !predicted.is_empty()
+    {
+        for (object, range) in learning::places(&index, predicted, MERGED_PAGES) {
+            let bytes = range.start * PAGE_SIZE..range.end * PAGE_SIZE;
+            // A copy that is not whole was fetched a moment ago.
+            will_need(&pages.join(format!("{object}.pages")), &bytes);
+        }
+        return;
+    }
     let newest = format!("{generation}-");
     let is_newest = |path: &PathBuf| {
         path.file_name()
@@ -380,15 +422,19 @@ fn read_ahead(checkpoint: &Path, pages: &Path, generation: u64) {
     if objects.iter().map(size).sum::<u64>() > super::fetch::FIRST_PAGES_BYTES {
         objects.clear();
     }
-    for path in list(&checkpoint.join(IMAGES_DIR))
-        .iter()
-        .chain(&list(checkpoint))
-        .chain(&objects)
-    {
-        if let Ok(file) = std::fs::File::open(path) {
-            // A hint: a file system that does not take it is read when it is needed.
-            let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
-        }
+    for path in &objects {
+        will_need(path, &whole);
+    }
+}
+
+/// Asks the kernel for a part of a file; all of it where the part is empty.
+fn will_need(path: &Path, bytes: &Range<u64>) {
+    let (Ok(start), Ok(length)) = (i64::try_from(bytes.start), i64::try_from(bytes.end - bytes.start)) else {
+        return;
+    };
+    if let Ok(file) = std::fs::File::open(path) {
+        // A hint: a file system that does not take it is read when it is needed.
+        let _ = posix_fadvise(&file, start, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
 }
 

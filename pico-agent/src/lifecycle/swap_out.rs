@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::app::App;
-use super::state::Event;
+use super::state::{Event, State};
 use crate::checkpoint::index::{ObjectId, PAGE_SIZE, PageIndex};
 use crate::checkpoint::local::INDEX_FILE;
 use crate::control::protocol::{ErrorCode, Failure};
@@ -54,6 +54,11 @@ impl App {
                 .hint("end the command (pico app exec), then again"));
         }
         self.settle_upload(false).await;
+        self.learn().await;
+        if self.state() != State::Hot {
+            // It ended meanwhile.
+            return Err(self.wrong_state(format!("an app that is {} cannot sleep", self.state())));
+        }
         let began = Instant::now();
         self.apply(Event::SwapOut, why);
         self.told = None;

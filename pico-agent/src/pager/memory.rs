@@ -21,6 +21,14 @@ impl Default for Page {
     }
 }
 
+/// The bytes of adjacent pages.
+pub fn bytes_mut(pages: &mut [Page]) -> &mut [u8] {
+    let length = size_of_val(pages);
+    // SAFETY: a page is nothing but its bytes, without gaps, so the pages are `length` bytes; any bytes are pages; the
+    // borrow of the result is that of the pages.
+    unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast(), length) }
+}
+
 /// How an attempt to fill a page ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
@@ -114,6 +122,35 @@ impl Memory {
             Err(Error::CopyFailed(errno)) => self.explain(number, errno as i32, Error::CopyFailed(errno)),
             Err(error) => Err(error),
         }
+    }
+
+    /// Fills adjacent pages from `number` on with `content` and wakes who waits for them; a page that is there already
+    /// stays as it is. Gives how many of them are there now, and how the attempt on the next one ended.
+    ///
+    /// # Errors
+    /// Those that no state of the app explains.
+    pub fn copy_run(&self, number: u64, content: &[Page]) -> Result<(usize, Fill), Error> {
+        let mut there = 0;
+        while let Some(rest) = content.get(there..).filter(|rest| !rest.is_empty()) {
+            let (at, length) = (number + there as u64, size_of_val(rest));
+            // SAFETY: as for `copy`; the source is `rest`, as a whole.
+            match unsafe { self.uffd.copy(rest.as_ptr().cast(), address(at), length, true) } {
+                Ok(_) => there = content.len(),
+                // The kernel stopped in between; what is in its way shows when it begins there.
+                Err(Error::PartiallyCopied(bytes)) if (1..length).contains(&bytes) => {
+                    there += bytes / PAGE_BYTES;
+                }
+                Err(Error::PartiallyCopied(_)) => return Ok((there, Fill::Busy)),
+                Err(Error::CopyFailed(errno)) => {
+                    match self.explain(at, errno as i32, Error::CopyFailed(errno))? {
+                        Fill::Done => there += 1,
+                        other => return Ok((there, other)),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((there, Fill::Done))
     }
 
     /// Fills page `number` with zeros and wakes who waits for it.

@@ -4,21 +4,24 @@
 //! on a listed page is filled from its page object, any other with zeros; a filled page is listed no more. So
 //! what is listed at the next swap-out is what never was faulted in, and stays where it is. Pages that the app
 //! discards, unmaps or moves leave or move in the index before the next page is filled, so old content cannot
-//! come back. Nothing is filled that no fault asked for, but before a swap-out what a forked child misses
-//! ([`Pager::fill_children`]: the next checkpoint's name of its process is not known) and locked memory
-//! ([`Pager::fill_locked`]: it is not restored lazily).
+//! come back. What no fault asked for is filled for three reasons, each counted: it is predicted to be used
+//! ([`Pager::fill_ahead`]), a forked child misses it before a swap-out ([`Pager::fill_children`]: the next
+//! checkpoint's name of its process is not known), or it is locked ([`Pager::fill_locked`]: it is not restored lazily).
 //!
 //! Knows nothing of CRIU, the network or the store: bytes that are not on this host are asked for through
 //! [`Effect::Need`] and come back through [`Pager::arrived`].
 
+mod ahead;
 pub mod memory;
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use userfaultfd::EventBuffer;
 
+use self::ahead::Ahead;
 use crate::checkpoint::index::{AddressSpace, Object, ObjectId, Run};
 use memory::{Change, Fill, Memory, Page};
 
@@ -32,6 +35,20 @@ pub trait PageSource {
     /// # Errors
     /// When the local copy is there but cannot be read.
     fn read(&mut self, object: ObjectId, offset: u64, page: &mut Page) -> std::io::Result<Lookup>;
+
+    /// Reads adjacent pages of an object; [`Lookup::Absent`] names the first block that is missing, and nothing is said of
+    /// the content then.
+    ///
+    /// # Errors
+    /// As [`PageSource::read`].
+    fn read_run(&mut self, object: ObjectId, offset: u64, pages: &mut [Page]) -> std::io::Result<Lookup> {
+        for (page, offset) in pages.iter_mut().zip(offset..) {
+            if let absent @ Lookup::Absent { .. } = self.read(object, offset, page)? {
+                return Ok(absent);
+            }
+        }
+        Ok(Lookup::Here)
+    }
 }
 
 /// Whether a page is on this host.
@@ -72,6 +89,18 @@ pub struct PagerStats {
     pub zeroed: u64,
     /// Blocks asked of the agent.
     pub needed: u64,
+    /// Pages filled from the checkpoint before anybody asked for them; these are not among `filled`.
+    #[serde(default)]
+    pub ahead: u64,
+    /// Faults on pages that were to be filled ahead, and were not yet.
+    #[serde(default)]
+    pub late: u64,
+    /// Time spent on filling ahead, in nanoseconds.
+    #[serde(default)]
+    pub ahead_ns: u64,
+    /// Time spent on faults whose pages were on this host, in nanoseconds.
+    #[serde(default)]
+    pub filled_ns: u64,
 }
 
 /// Why the pager cannot go on. The app must be ended: a page would be missing for ever.
@@ -104,6 +133,8 @@ struct Served {
     late: AddressSpace,
     /// Where all pages came from that are still where they were, or were moved; faulted in or not.
     origin: AddressSpace,
+    /// What is to be filled before anybody asks for it.
+    ahead: Ahead,
 }
 
 /// What is known of the pages of one process of the images.
@@ -128,6 +159,10 @@ pub struct Pager<S> {
     stats: PagerStats,
     /// The app is being dumped.
     dumping: bool,
+    /// What is to be filled ahead of processes that are not there yet.
+    planned: HashMap<u32, Vec<u64>>,
+    /// Filled from the source, and then copied from.
+    batch: Vec<Page>,
 }
 
 impl<S: PageSource> Pager<S> {
@@ -142,12 +177,24 @@ impl<S: PageSource> Pager<S> {
             buffer: EventBuffer::new(BATCH),
             stats: PagerStats::default(),
             dumping: false,
+            planned: HashMap::new(),
+            batch: Vec::new(),
+        }
+    }
+
+    /// Fills these pages, by the ids that processes have in the images, as soon as that is possible; the first of each
+    /// process first. What is not in the checkpoint (any more) is left out.
+    pub fn plan(&mut self, pages: impl IntoIterator<Item = (u32, u64)>) {
+        for (id, page) in pages {
+            self.planned.entry(id).or_default().push(page);
         }
     }
 
     /// Serves process `id` of the images from now on.
     pub fn add(&mut self, id: u32, uffd: OwnedFd, space: AddressSpace) -> Token {
+        let ahead = Ahead::new(self.planned.remove(&id).unwrap_or_default());
         self.insert(Served {
+            ahead,
             memory: Memory::new(uffd),
             id: Some(id),
             origin: space.clone(),
@@ -210,7 +257,13 @@ impl<S: PageSource> Pager<S> {
         match change {
             Change::Fault(page) => {
                 self.stats.faults += 1;
-                self.fill(token, page, effects)?;
+                // Who faults has its memory registered.
+                served.ahead.open();
+                self.stats.late += u64::from(served.ahead.take(page));
+                let since = Instant::now();
+                if self.fill(token, page, effects)? == Some(Fill::Done) {
+                    self.stats.filled_ns += nanoseconds(since);
+                }
             }
             Change::Remove(start, end) => {
                 served.space.remove(start..end);
@@ -231,6 +284,7 @@ impl<S: PageSource> Pager<S> {
                     late: AddressSpace::default(),
                     // Its name in the next checkpoint is not known; everything of it is dumped.
                     origin: AddressSpace::default(),
+                    ahead: Ahead::default(),
                 });
                 effects.push(Effect::Opened(child));
                 self.forget_gone(effects);
@@ -301,7 +355,7 @@ impl<S: PageSource> Pager<S> {
                     }
                     Lookup::Absent { block } => {
                         let waiting = self.waiting.entry((object, block)).or_default();
-                        if waiting.is_empty() {
+                        if waiting.is_empty() && !served.ahead.has_asked((object, block)) {
                             self.stats.needed += 1;
                             effects.push(Effect::Need(object, block));
                         }
@@ -329,12 +383,24 @@ impl<S: PageSource> Pager<S> {
         for (token, page) in self.waiting.remove(&(object, block)).unwrap_or_default() {
             self.fill(token, page, &mut effects)?;
         }
+        self.ahead_goes_on((object, block), true, &mut effects);
         Ok(effects)
     }
 
+    /// A block that was needed cannot be had: what follows, or `None` when a thread waits for it.
+    pub fn lost(&mut self, object: ObjectId, block: u64) -> Option<Vec<Effect>> {
+        if self.waiting.contains_key(&(object, block)) {
+            return None;
+        }
+        let mut effects = Vec::new();
+        self.ahead_goes_on((object, block), false, &mut effects);
+        Some(effects)
+    }
+
     /// Blocks that were asked for and have not arrived: a restarted agent is asked again.
-    pub fn outstanding(&self) -> Vec<(ObjectId, u64)> {
-        self.waiting.keys().copied().collect()
+    pub fn outstanding(&self) -> HashSet<(ObjectId, u64)> {
+        let ahead = self.served.values().flat_map(|served| served.ahead.outstanding());
+        self.waiting.keys().copied().chain(ahead).collect()
     }
 
     /// Fills what forked children still miss, so that the next checkpoint needs nothing of their index.
@@ -410,6 +476,7 @@ impl<S: PageSource> Pager<S> {
     /// whoever dumps does not have it if they looked before; if they have it, what they have is newer.
     pub fn dump_begins(&mut self) {
         self.dumping = true;
+        self.leave_ahead();
     }
 
     /// The app runs on.
@@ -440,4 +507,8 @@ impl<S: PageSource> Pager<S> {
         }
         Some(spaces)
     }
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }

@@ -80,20 +80,23 @@ impl EventQueue {
     }
 
     /// As [`EventQueue::drain`], but waits until there is at least one. Nothing is lost if it is cancelled.
+    #[cfg(test)]
     pub(super) async fn next(&self) -> Result<Vec<TraceEvent>, ProbeError> {
         loop {
             let events = self.drain()?;
             if !events.is_empty() {
                 return Ok(events);
             }
-            // Readiness is cleared before the ring is looked at again: an event that comes in between sets
-            // it anew.
-            self.readiness()?
-                .readable()
-                .await
-                .map_err(ProbeError::Wait)?
-                .clear_ready();
+            self.wait().await?;
         }
+    }
+
+    /// Waits until an event has come since this was last called.
+    pub(super) async fn wait(&self) -> Result<(), ProbeError> {
+        // Readiness is cleared before the ring is looked at again: an event that comes in between sets it anew.
+        let mut ready = self.readiness()?.readable().await.map_err(ProbeError::Wait)?;
+        ready.clear_ready();
+        Ok(())
     }
 
     /// Events that found the ring full, all CPUs together.

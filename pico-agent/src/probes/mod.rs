@@ -94,7 +94,7 @@ pub struct ProbeStats {
 }
 
 /// The loaded and attached programs. All methods take `&self` and may be called from any task; none but
-/// [`Probes::next_events`] waits, and each is a few system calls.
+/// [`Probes::wait_for_events`] waits, and each is a few system calls.
 pub struct Probes {
     activity: ActivityMap,
     tracer: Arc<Tracer>,
@@ -230,13 +230,27 @@ impl Probes {
         self.events.drain()
     }
 
-    /// As [`Probes::events`], but waits until there is at least one. May be cancelled at any time. Where
-    /// the tracepoints are missing it waits for ever. Must be called within a tokio runtime.
+    /// Waits until there may be events to be read. May be cancelled at any time. Where the tracepoints are missing it
+    /// waits for ever. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// As [`Probes::events`], or if the ring buffer cannot be waited for.
-    pub async fn next_events(&self) -> Result<Vec<TraceEvent>, ProbeError> {
+    /// If the ring buffer cannot be waited for.
+    pub async fn wait_for_events(&self) -> Result<(), ProbeError> {
+        self.events.wait().await
+    }
+
+    /// As [`Probes::events`], but waits until there is at least one.
+    #[cfg(test)]
+    async fn next_events(&self) -> Result<Vec<TraceEvent>, ProbeError> {
         self.events.next().await
+    }
+
+    /// Whether [`Probes::present_pages`] works here; tries it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn accessed(&self) -> Result<(), ProbeError> {
+        self.accessed.probe()
     }
 
     /// How many events found the ring buffer full since the probes were loaded.

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::sift::Stored;
 use crate::checkpoint::BLOCK_SIZE;
 use crate::checkpoint::index::{ObjectId, PAGE_SIZE};
-use crate::pager::memory::Page;
+use crate::pager::memory::{self, Page};
 use crate::pager::{Lookup, PageSource};
 use crate::store::cache::CacheError;
 use crate::store::{PageCache, PageReader};
@@ -61,5 +61,18 @@ impl PageSource for LocalPages {
                 block: offset * PAGE_SIZE / BLOCK_SIZE as u64,
             }
         })
+    }
+
+    fn read_run(&mut self, object: ObjectId, offset: u64, pages: &mut [Page]) -> io::Result<Lookup> {
+        if self.read_pages(object, offset, memory::bytes_mut(pages))? {
+            return Ok(Lookup::Here);
+        }
+        // Which block is missing shows when they are read one by one.
+        for (page, offset) in pages.iter_mut().zip(offset..) {
+            if let absent @ Lookup::Absent { .. } = self.read(object, offset, page)? {
+                return Ok(absent);
+            }
+        }
+        Ok(Lookup::Here)
     }
 }

@@ -69,6 +69,9 @@ pub enum Request {
     Restore {
         /// `ckpt/GEN` of the app.
         checkpoint: PathBuf,
+        /// File with the pages to fill before anybody asks for them ([`encode_pages`]).
+        #[serde(default)]
+        ahead: Option<PathBuf>,
     },
     /// Dump the app into a new directory.
     Dump {
@@ -108,6 +111,27 @@ pub enum Request {
     },
     /// Say what the pager has done.
     Stats,
+}
+
+/// Bytes of a page's name in a list.
+const PAGE_NAME: usize = 12;
+
+/// A list of pages: of each the id that its process has in the images, and its number; little endian.
+pub fn encode_pages(pages: impl Iterator<Item = (u32, u64)>) -> Vec<u8> {
+    let mut list = Vec::with_capacity(pages.size_hint().0 * PAGE_NAME);
+    for (id, page) in pages {
+        list.extend_from_slice(&id.to_le_bytes());
+        list.extend_from_slice(&page.to_le_bytes());
+    }
+    list
+}
+
+/// The pages of a list; a page that is cut off is left out.
+pub fn decode_pages(list: &[u8]) -> impl Iterator<Item = (u32, u64)> {
+    list.chunks_exact(PAGE_NAME).filter_map(|name| {
+        let (id, page) = name.split_first_chunk()?;
+        Some((u32::from_le_bytes(*id), u64::from_le_bytes(page.try_into().ok()?)))
+    })
 }
 
 /// Where a shim stands.
@@ -211,4 +235,21 @@ pub enum Event {
     },
     /// What the pager has done.
     Stats(PagerStats),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_pages_comes_back_and_what_is_cut_off_does_not() {
+        let pages = [(1, 5), (u32::MAX, u64::MAX), (7, 0x0007_ffff_ffff)];
+        let list = encode_pages(pages.into_iter());
+        assert_eq!(decode_pages(&list).collect::<Vec<_>>(), pages);
+        assert_eq!(
+            decode_pages(&list[..list.len() - 1]).collect::<Vec<_>>(),
+            pages[..2]
+        );
+        assert_eq!(decode_pages(&[]).count(), 0);
+    }
 }

@@ -151,6 +151,8 @@ struct Shim {
     refusal: Option<String>,
     /// What failed cannot be mended by trying again.
     permanent: bool,
+    /// When the restore began of an app that runs since a moment, and nobody was told yet.
+    restored: Option<Instant>,
     done: bool,
 }
 
@@ -226,6 +228,7 @@ impl Shim {
             reason: None,
             refusal: None,
             permanent: false,
+            restored: None,
             done: false,
         };
         shim.watch(shim.signals.as_fd(), source::SIGNAL)?;
@@ -249,7 +252,16 @@ impl Shim {
     fn serve(mut self) -> Result<(), ShimError> {
         let mut events = [EpollEvent::empty(); 32];
         while !self.done {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let timeout = if self.has_idle_work() {
+                EpollTimeout::ZERO
+            } else {
+                EpollTimeout::NONE
+            };
+            let count = match self.epoll.wait(&mut events, timeout) {
+                Ok(0) => {
+                    self.fill_ahead();
+                    continue;
+                }
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(system("wait for events")(error)),

@@ -49,6 +49,48 @@ pub struct LastWake {
     pub phases_ms: Value,
 }
 
+/// What `app show -j` says of the pages that its last wake brought ahead.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct Prefetch {
+    /// The port it was for.
+    pub port: Option<String>,
+    /// Pages brought ahead.
+    pub prefetched: u64,
+    /// Of these: used after they had come.
+    pub used: u64,
+    /// Asked for before.
+    pub late: u64,
+    /// Not used.
+    pub wasted: u64,
+    /// Of which nobody knows.
+    pub unknown: u64,
+    /// Pages that somebody waited for and that were not to be brought.
+    pub faulted: u64,
+}
+
+impl Prefetch {
+    /// The part of the needed pages that was brought, where `unknowable` pages could not be known to be needed.
+    pub fn recall(&self, unknowable: u64) -> f64 {
+        let brought = self.used + self.late;
+        let needed = brought + self.faulted.saturating_sub(unknowable);
+        if needed == 0 {
+            1.0
+        } else {
+            brought as f64 / needed as f64
+        }
+    }
+
+    /// The part of the brought pages that was needed.
+    pub fn precision(&self) -> f64 {
+        let needed = (self.used + self.late) as f64;
+        if self.prefetched == 0 {
+            1.0
+        } else {
+            needed / (needed + self.wasted as f64)
+        }
+    }
+}
+
 impl Show {
     /// The text at a JSON pointer; empty when there is none.
     pub fn text(&self, pointer: &str) -> &str {
@@ -91,6 +133,16 @@ impl Show {
             .number("/pid")
             .with_context(|| format!("no pid in {}", self.0))?;
         Ok(u32::try_from(pid)?)
+    }
+
+    /// How the pages that its last wake brought ahead turned out.
+    ///
+    /// # Errors
+    /// When it was not learned from yet.
+    pub fn prefetch(&self) -> Result<Prefetch> {
+        let report = self.0.pointer("/last_wake/prefetch");
+        let report = report.with_context(|| format!("no report of a wake in {}", self.0))?;
+        serde_json::from_value(report.clone()).with_context(|| format!("it was not learned from: {}", self.0))
     }
 
     /// How often it was woken.

@@ -130,6 +130,9 @@ pub struct AppConfig {
     /// How long packets wait for wakes that fail.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_timeout: Option<String>,
+    /// `none`, `full`, `last-window`, `global` or `per-port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefetch: Option<String>,
     /// `keep`, `close` or `stay-awake`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<String>,

@@ -157,6 +157,7 @@ impl App {
         if let (Some(wake), Some(stats)) = (&mut self.record.last_wake, stats) {
             wake.faults = stats.faults;
             wake.pages_installed = stats.filled;
+            wake.pages_ahead = stats.ahead;
         }
         let mut detail = first_detail(&self.config, &self.record);
         detail.next = self.next.clone();
@@ -217,6 +218,7 @@ pub(super) fn first_detail(config: &AppConfig, record: &Record) -> AppDetail {
         command: config.command.clone(),
         counters: record.counters,
         page_faults: 0,
+        active_sets: record.active_sets.clone(),
         last_wake: record.last_wake.clone(),
         last_failure: record.last_failure.clone(),
         last_exit: record.last_exit,
@@ -257,6 +259,7 @@ pub(in crate::lifecycle) fn sample_detail() -> AppDetail {
         command: Vec::new(),
         counters: Counters::default(),
         page_faults: 0,
+        active_sets: Vec::new(),
         last_wake: Some(Wake {
             at: Timestamp::from_micros(0),
             tier: Tier::Cold,
@@ -267,6 +270,8 @@ pub(in crate::lifecycle) fn sample_detail() -> AppDetail {
             s3_gets: 4,
             faults: 7,
             pages_installed: 6,
+            pages_ahead: 0,
+            prefetch: None,
         }),
         last_failure: Some(RecordedFailure {
             at: Timestamp::from_micros(60_000_000),

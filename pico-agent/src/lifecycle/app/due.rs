@@ -25,6 +25,7 @@ impl App {
                     continue;
                 }
             }
+            let learns = self.learn_when_due(now).await;
             let stays_hot = self.look(now).await;
             let decision = match self.state() {
                 State::Hot => self.sleep_decision(now),
@@ -53,7 +54,7 @@ impl App {
                     self.next = stays_hot.unwrap_or(why);
                     self.stand_by().await;
                     let retry = self.after_wake.map(|after| after.retry_at);
-                    return [until, look, retry].into_iter().flatten().min();
+                    return [until, look, retry, learns].into_iter().flatten().min();
                 }
                 Decision::Now { why } => match self.state() {
                     State::Hot => drop(self.sleep(&why).await),

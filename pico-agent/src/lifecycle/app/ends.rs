@@ -77,6 +77,7 @@ impl App {
         }
         self.dismiss_standby().await;
         self.end_all_beside().await;
+        self.watch_no_more().await;
         let Some(live) = self.live.take() else { return };
         self.end_run(live.cgroup).await;
     }

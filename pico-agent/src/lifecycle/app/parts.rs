@@ -8,7 +8,6 @@ use tokio::sync::mpsc;
 use super::{App, Live, STOP_GRACE, now};
 use crate::config::Root;
 use crate::pager::PagerStats;
-use crate::probes::{Target, Tracing};
 use crate::sandbox::net::NetSpec;
 use crate::sandbox::{Cgroup, Mask, RootSpec};
 use crate::shim::client::ShimClient;
@@ -63,10 +62,6 @@ impl App {
     ) {
         let now = now();
         let used = cgroup.cpu_usage().unwrap_or_default();
-        let tracing = self.trace(&cgroup);
-        if let Err(error) = &tracing {
-            tracing::warn!(app = self.config.name, error, "it is not traced");
-        }
         self.live = Some(Live {
             client,
             events,
@@ -75,21 +70,8 @@ impl App {
             hot_since: now,
             cpu_sample: (now, used),
             stats: PagerStats::default(),
-            _tracing: tracing.ok(),
         });
         self.ran_again();
-    }
-
-    /// Tells what a run touches, receives and sends.
-    fn trace(&self, cgroup: &Cgroup) -> Result<Tracing, String> {
-        let target = Target {
-            cgroup: cgroup.id().map_err(|error| error.to_string())?,
-            app: self.number,
-            v4: self.record.addresses.v4,
-            v6: self.record.addresses.v6,
-            ports: self.config.ports.clone(),
-        };
-        self.host.probes.trace(target).map_err(|error| error.to_string())
     }
 
     /// Undoes network, mount and cgroup of an app that does not run.

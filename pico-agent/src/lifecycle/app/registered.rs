@@ -65,6 +65,7 @@ impl App {
             })?;
         }
         self.host.gate.unregister(name);
+        self.host.traces.forget(self.number);
         let addresses = self.record.addresses;
         if let Err(error) = self.host.probes.forget(addresses.v4, addresses.v6) {
             tracing::warn!(app = name, %error, "what was counted of it stays until the agent ends");

@@ -116,6 +116,7 @@ impl App {
         self.settle_upload(false).await;
         self.dismiss_standby().await;
         self.sources.close();
+        self.learning = None;
         self.cold_now = false;
         self.expected = false;
         self.record.checkpoint.local = None;

@@ -135,8 +135,8 @@ impl Shim {
                     Err(reason) => self.failed_to_run(reason),
                 }
             }
-            Request::Restore { checkpoint } => {
-                if let Err(reason) = self.begin_restore(&checkpoint) {
+            Request::Restore { checkpoint, ahead } => {
+                if let Err(reason) = self.begin_restore(&checkpoint, ahead.as_deref()) {
                     self.failed_to_run(reason);
                 }
             }
@@ -165,11 +165,13 @@ impl Shim {
                 object,
                 block,
                 reason,
-            } => {
-                self.end_app(format!(
+            } => match self.pager.as_mut().map(|pager| pager.lost(object, block)) {
+                // Nobody waits for it: it was predicted.
+                Some(Some(effects)) => self.effects(effects),
+                _ => self.end_app(format!(
                     "block {block} of page object {object} could not be had: {reason}"
-                ));
-            }
+                )),
+            },
             Request::Stop { grace_ms } => {
                 if let Some(pid) = self.pid {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);

@@ -26,7 +26,11 @@ impl Shim {
                 self.set_deadline(None);
                 self.pid = pid;
                 failpoint::reach("shim.restored");
-                self.running(since);
+                if let Some(pager) = &mut self.pager {
+                    pager.restored();
+                }
+                // It runs; that is said when what is predicted is there.
+                self.restored = Some(since);
             }
             (Some(Response::Done { .. }), Work::Dump { .. }) => {
                 self.dumped = true;

@@ -47,7 +47,13 @@ impl Shim {
                     self.effects(vec![Effect::Opened(token)]);
                 }
             }
-            Ok(Some(Lazy::Finished) | None) => self.lazy = None,
+            Ok(Some(Lazy::Finished)) => {
+                self.lazy = None;
+                if let Some(pager) = &mut self.pager {
+                    pager.restored();
+                }
+            }
+            Ok(None) => self.lazy = None,
             // What is wrong shows in CRIU's answer.
             Err(_) => self.lazy = None,
         }
@@ -56,6 +62,22 @@ impl Shim {
     pub(super) fn memory_ready(&mut self, token: Token) {
         let did = self.pager.as_mut().map(|pager| pager.ready(token));
         self.pager_did(did);
+    }
+
+    /// Whether there is anything to do while nobody wants anything.
+    pub(super) fn has_idle_work(&self) -> bool {
+        self.restored.is_some() || self.pager.as_ref().is_some_and(Pager::has_ahead)
+    }
+
+    /// Fills some of what is predicted; called when no fault waits. Once that is done, an app that was restored is said to
+    /// run.
+    pub(super) fn fill_ahead(&mut self) {
+        if let Some(pager) = self.pager.as_mut().filter(|pager| pager.has_ahead()) {
+            let did = pager.fill_ahead();
+            self.pager_did(Some(did));
+        } else if let Some(since) = self.restored.take() {
+            self.running(since);
+        }
     }
 
     pub(super) fn pager_did(&mut self, did: Option<Result<Vec<Effect>, PagerError>>) {

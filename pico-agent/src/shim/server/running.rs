@@ -18,7 +18,7 @@ use crate::failpoint;
 use crate::pager::Pager;
 use crate::sandbox::{SandboxSpec, read_report};
 use crate::shim::pages::LocalPages;
-use crate::shim::protocol::{Event, Phase};
+use crate::shim::protocol::{Event, Phase, decode_pages};
 use crate::shim::restore;
 use crate::shim::socket::listen_at;
 use crate::shim::stdio::LogPipe;
@@ -124,7 +124,7 @@ impl Shim {
         Swrk::spawn(&self.config.criu, place)
     }
 
-    pub(super) fn begin_restore(&mut self, checkpoint: &Path) -> Result<(), String> {
+    pub(super) fn begin_restore(&mut self, checkpoint: &Path, ahead: Option<&Path>) -> Result<(), String> {
         let since = Instant::now();
         self.phase = Phase::Starting;
         let words = |action: &str, error: &dyn std::fmt::Display| format!("{action}: {error}");
@@ -137,7 +137,14 @@ impl Shim {
             error.to_string()
         })?;
         let pages = LocalPages::new(&self.config.pages).map_err(|error| error.to_string())?;
-        self.pager = Some(Pager::new(pages, prepared.index.objects));
+        let mut pager = Pager::new(pages, prepared.index.objects);
+        match ahead.map(fs::read) {
+            None => {}
+            Some(Ok(list)) => pager.plan(decode_pages(&list)),
+            // It comes by faults, then.
+            Some(Err(error)) => eprintln!("the list of predicted pages: {error}"),
+        }
+        self.pager = Some(pager);
 
         let lazy = self.config.work.join("lazy-pages.socket");
         let _ = fs::remove_file(&lazy);

@@ -74,13 +74,27 @@ fn list(agent: &Agent, words: &[String], output: &Output) -> Result<Exit, Failur
                 "bytes": pages * PAGE_SIZE,
                 "pages_seen": view.pages.len(),
                 "relearning": view.relearning,
+                "wakes": view.tally.wakes,
+                "recall": view.tally.total.recall(),
+                "precision": view.tally.total.precision(),
+                "last_wake": (view.tally.wakes > 0).then_some(&view.tally.last),
             })
         })
         .collect();
     let document = json!({ "lineage": sets.lineage(), "windows": sets.windows(), "sets": rows });
     output.document(&document, || {
         table(
-            &["PORT", "WINDOWS", "PAGES", "SIZE", "SEEN", "STATE"],
+            &[
+                "PORT",
+                "WINDOWS",
+                "PAGES",
+                "SIZE",
+                "SEEN",
+                "WAKES",
+                "RECALL",
+                "PRECISION",
+                "STATE",
+            ],
             rows.iter().map(|row| {
                 vec![
                     row["port"].as_str().unwrap_or("none").to_owned(),
@@ -88,6 +102,9 @@ fn list(agent: &Agent, words: &[String], output: &Output) -> Result<Exit, Failur
                     row["pages"].to_string(),
                     format_bytes(row["bytes"].as_u64().unwrap_or_default()),
                     row["pages_seen"].to_string(),
+                    row["wakes"].to_string(),
+                    share(&row["recall"]),
+                    share(&row["precision"]),
                     if row["relearning"] == true {
                         "relearning"
                     } else {
@@ -98,6 +115,12 @@ fn list(agent: &Agent, words: &[String], output: &Output) -> Result<Exit, Failur
             }),
         )
     })
+}
+
+fn share(value: &Value) -> String {
+    value
+        .as_f64()
+        .map_or("-".to_owned(), |share| format!("{share:.3}"))
 }
 
 /// Adjacent pages of one mapping that are known equally well.

@@ -30,10 +30,13 @@ fn main() -> Result<()> {
     truth::lend(stack.as_mut_ptr().cast());
     let mut words = std::env::args().skip(1);
     let mut port = 7000;
+    let mut others: Vec<u16> = Vec::new();
     while let Some(word) = words.next() {
         let value = words.next().with_context(|| format!("{word} needs a value"))?;
         match word.as_str() {
             "--port" => port = value.parse()?,
+            // The same service on one more TCP port.
+            "--also" => others.push(value.parse()?),
             // For restart policies: an app that ends by itself, at once or after a while.
             "--exit-after-ms" => {
                 let time = Duration::from_millis(value.parse()?);
@@ -49,6 +52,10 @@ fn main() -> Result<()> {
     }
     let listener = TcpListener::bind(("::", port)).context("cannot listen")?;
     let datagrams = UdpSocket::bind(("::", port)).context("cannot bind")?;
+    for other in others {
+        let listener = TcpListener::bind(("::", other)).context("cannot listen")?;
+        std::thread::spawn(move || accept(&listener));
+    }
     println!("listening on {port}");
     std::thread::spawn(move || serve_datagrams(&datagrams));
     accept(&listener)
@@ -173,6 +180,7 @@ fn run(line: &str) -> Result<String> {
         "fired" => Ok(clocks::fired()),
         "fill" => memory::fill(rest.parse()?),
         "verify" => memory::verify(),
+        "touch" => memory::touch(rest),
         "change" => memory::change(rest.parse()?),
         "discard" => memory::discard(rest.parse()?),
         "patrol" => memory::patrol(rest.parse()?).map(ok),

@@ -72,11 +72,16 @@ fn expected(page: usize, word: usize, change: u32) -> u64 {
 
 /// Page numbers in an order that no read-ahead follows.
 fn shuffled(pages: usize) -> impl Iterator<Item = usize> {
-    // An odd step that shares no factor with a power of two; the rest is skipped.
     let size = pages.next_power_of_two();
     (0..size)
-        .map(move |index| index.wrapping_mul(0x9e37_79b1) & (size - 1))
+        .map(move |place| scattered(place, size))
         .filter(move |page| *page < pages)
+}
+
+/// The page at a place of an order that looks random, of `size` pages, a power of two.
+fn scattered(place: usize, size: usize) -> usize {
+    // An odd step shares no factor with a power of two.
+    place.wrapping_mul(0x9e37_79b1) & (size - 1)
 }
 
 fn read() -> Result<std::sync::RwLockReadGuard<'static, Memory>> {
@@ -125,6 +130,31 @@ pub fn verify() -> Result<String> {
         }
     }
     Ok(format!("ok {}", memory.changes.len()))
+}
+
+/// Reads the pages whose places in a fixed random order are given, as `FIRST+COUNT FIRST+COUNT ...`, and nothing else of
+/// the memory.
+pub fn touch(places: &str) -> Result<String> {
+    let memory = read()?;
+    let pages = memory.changes.len();
+    if !pages.is_power_of_two() {
+        bail!("it must be filled with a power of two");
+    }
+    let mut touched = 0;
+    for part in places.split_whitespace() {
+        let (first, count) = part.split_once('+').ok_or_else(|| anyhow!("FIRST+COUNT"))?;
+        let (first, count): (usize, usize) = (first.parse()?, count.parse()?);
+        for place in first..first + count {
+            let page = scattered(place, pages);
+            // One word, and not the changes of the page: these lie in memory, too.
+            let value = memory.word(page, 0);
+            if value != expected(page, 0, 0) {
+                return Ok(format!("WRONG page {page} is {value:#x}"));
+            }
+            touched += 1;
+        }
+    }
+    Ok(format!("ok {touched}"))
 }
 
 /// Changes about `count` pages, spread over all.

@@ -52,6 +52,14 @@ impl TestApp {
         }
     }
 
+    /// The same app at another of its ports.
+    #[must_use]
+    pub fn on(self, port: u16) -> Self {
+        TestApp {
+            at: SocketAddr::new(self.at.ip(), port),
+        }
+    }
+
     /// One command on a new connection.
     ///
     /// # Errors
