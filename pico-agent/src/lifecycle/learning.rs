@@ -176,7 +176,7 @@ pub fn look_up(
         if ranges.is_empty() {
             continue;
         }
-        let present = probes.present_pages(*pid, &ranges)?;
+        let present = present_pages(probes, *pid, &ranges)?;
         found.extend(present.into_iter().map(|page| {
             let at = PageId {
                 space: *space,
@@ -208,7 +208,7 @@ pub fn look_up_all(
             let runs = index.space(*space).map(AddressSpace::runs).unwrap_or_default();
             ranges = runs.iter().map(|run| run.page..run.page + run.count).collect();
         }
-        let present = probes.present_pages(*pid, &ranges)?;
+        let present = present_pages(probes, *pid, &ranges)?;
         found.extend(present.into_iter().map(|page| {
             let at = PageId {
                 space: *space,
@@ -218,6 +218,14 @@ pub fn look_up_all(
         }));
     }
     Ok(found)
+}
+
+/// The pages of a process that are there; none of one that has ended.
+fn present_pages(probes: &Probes, pid: u32, ranges: &[Range<u64>]) -> Result<Vec<PresentPage>, ProbeError> {
+    match probes.present_pages(pid, ranges) {
+        Err(_) if anonymous_pages(pid).map_or(true, |left| left.is_empty()) => Ok(Vec::new()),
+        present => present,
+    }
 }
 
 /// The learner of the life `lineage` of an app, and what the owner should know when the file was there and of no use.

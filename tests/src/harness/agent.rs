@@ -50,7 +50,7 @@ pub struct LastWake {
 }
 
 /// What `app show -j` says of the pages that its last wake brought ahead.
-#[derive(Debug, Clone, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Deserialize)]
 pub struct Prefetch {
     /// The port it was for.
     pub port: Option<String>,

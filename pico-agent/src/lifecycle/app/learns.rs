@@ -303,7 +303,11 @@ async fn reset(cgroup: &Cgroup) -> bool {
     let reset =
         tokio::task::spawn_blocking(move || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             for process in cgroup.procs()? {
-                probes::reset_accessed(u32::try_from(process)?, true)?;
+                match probes::reset_accessed(u32::try_from(process)?, true) {
+                    // Ended since: one of CRIU's, or one of the app's that touches nothing any more.
+                    Err(error) if is_gone(&error) => {}
+                    reset => reset?,
+                }
             }
             Ok(())
         });
@@ -315,6 +319,11 @@ async fn reset(cgroup: &Cgroup) -> bool {
         }
         Err(_) => false,
     }
+}
+
+/// Whether a file of a process is not there because the process is not (proc(5)).
+fn is_gone(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Which pages that matter were used: after a wake, those that were brought; in a slice, all that are there.
