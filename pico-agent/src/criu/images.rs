@@ -125,12 +125,13 @@ pub struct Pagemap {
     pub eager_image: Vec<u8>,
 }
 
-/// Splits a pagemap image (`pagemap-PID.img`). Pages in `kept_eager` (sorted, disjoint) are restored eagerly, whatever
-/// CRIU says of them.
+/// Splits a pagemap image (`pagemap-PID.img`): pages in `on_demand` (sorted, disjoint; [`Anonymous::on_demand`]) are
+/// lazy, all others eager. CRIU's own flag of a lazy page is not asked: a thread whose stack pointer is at the start of
+/// a page makes it call every page of the process eager (`is_stack` in its `mem.c` compares offsets within a page).
 ///
 /// # Errors
 /// When the image is damaged, or refers to a parent image, which this agent's dumps never have.
-pub fn split_pagemap(bytes: &[u8], kept_eager: &[Range<u64>]) -> Result<Pagemap, ImageError> {
+pub fn split_pagemap(bytes: &[u8], on_demand: &[Range<u64>]) -> Result<Pagemap, ImageError> {
     let image = Image::parse(bytes)?;
     let (head, entries) = image.entries.split_first().ok_or(ImageError::NotAnImage)?;
     let pages_id = u32::try_from(wire::get_number(head, 1)?).map_err(|_| ImageError::Invalid("pages id"))?;
@@ -160,14 +161,9 @@ pub fn split_pagemap(bytes: &[u8], kept_eager: &[Range<u64>]) -> Result<Pagemap,
             .checked_add(count)
             .ok_or(ImageError::Invalid("pagemap length"))?;
         let page = address / PAGE_SIZE;
-        if flags & PAGE_LAZY == 0 {
-            map.eager.push(offset..offset + count);
-            kept.push(Cow::Borrowed(entry));
-            continue;
-        }
-        for (pages, eager) in parts(page..page + count, kept_eager) {
+        for (pages, lazy) in parts(page..page + count, on_demand) {
             let offset = offset + (pages.start - page);
-            if !eager {
+            if lazy {
                 map.lazy.push((pages, offset));
                 continue;
             }
@@ -186,7 +182,8 @@ pub fn split_pagemap(bytes: &[u8], kept_eager: &[Range<u64>]) -> Result<Pagemap,
 fn parts(pages: Range<u64>, ranges: &[Range<u64>]) -> Vec<(Range<u64>, bool)> {
     let mut parts = Vec::new();
     let mut at = pages.start;
-    for range in ranges {
+    let first = ranges.partition_point(|range| range.end <= pages.start);
+    for range in ranges[first..].iter().take_while(|range| range.start < pages.end) {
         let (start, end) = (range.start.clamp(at, pages.end), range.end.clamp(at, pages.end));
         parts.extend([(at..start, false), (start..end, true)]);
         at = end;
@@ -199,13 +196,22 @@ fn parts(pages: Range<u64>, ranges: &[Range<u64>]) -> Vec<(Range<u64>, bool)> {
 /// The private anonymous mappings of a process, in page ranges, sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Anonymous {
-    /// Where lazy pages can be: all but the locked ones (CRIU's `vma_entry_can_be_lazy`).
+    /// Where lazy pages can be: not in locked memory, huge pages, or what the kernel maps (CRIU's
+    /// `vma_entry_can_be_lazy`, by which it registers them with userfaultfd).
     pub lazy: Vec<Range<u64>>,
     /// Those that are locked: CRIU restores them at once.
     pub locked: Vec<Range<u64>>,
     /// Those of the lazy ones that a forked child finds empty (MADV_WIPEONFORK). Their pages must be there before the process
     /// runs: the fault of a child on one of them cannot be told from that of its parent, and is to read zeros.
     pub wiped_on_fork: Vec<Range<u64>>,
+}
+
+impl Anonymous {
+    /// Where pages are to be restored on demand, sorted.
+    pub fn on_demand(&self) -> Vec<Range<u64>> {
+        let wiped = |range: &&Range<u64>| self.wiped_on_fork.contains(range);
+        self.lazy.iter().filter(|range| !wiped(range)).cloned().collect()
+    }
 }
 
 /// Reads the private anonymous mappings of a process from `mm-PID.img`.
@@ -216,6 +222,9 @@ pub fn anonymous(mm: &[u8]) -> Result<Anonymous, ImageError> {
     const MAP_PRIVATE: u64 = 0x02;
     const MAP_ANONYMOUS: u64 = 0x20;
     const MAP_LOCKED: u64 = 0x2000;
+    const MAP_HUGETLB: u64 = 0x40000;
+    /// `VMA_AREA_VSYSCALL`, `VMA_AREA_VDSO` and `VMA_AREA_VVAR` of CRIU's `image.h`.
+    const KERNEL_MADE: u64 = (1 << 2) | (1 << 3) | (1 << 12);
     /// CRIU keeps the advice N of a mapping as bit N.
     const WIPE_ON_FORK: u64 = 1 << libc::MADV_WIPEONFORK;
     let image = Image::parse(mm)?;
@@ -232,6 +241,9 @@ pub fn anonymous(mm: &[u8]) -> Result<Anonymous, ImageError> {
             let pages = start / PAGE_SIZE..end / PAGE_SIZE;
             if flags & MAP_LOCKED != 0 {
                 found.locked.push(pages);
+                continue;
+            }
+            if flags & MAP_HUGETLB != 0 || wire::get_number(vma, 7)? & KERNEL_MADE != 0 {
                 continue;
             }
             if wire::get_number(vma, 9)? & WIPE_ON_FORK != 0 {
@@ -426,14 +438,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pagemap_is_split_into_lazy_and_eager_pages() {
+    fn a_pagemap_is_split_into_lazy_and_eager_pages_whatever_criu_flags() {
         let bytes = image(&[
             message(&[(1, 3)]),
-            message(&[(1, 0x10000), (2, 2), (4, 6), (5, 2)]),
-            message(&[(1, 0x20000), (2, 1), (4, 4), (5, 1)]),
+            message(&[(1, 0x10000), (2, 2), (4, 4), (5, 2)]),
+            message(&[(1, 0x20000), (2, 1), (4, 6), (5, 1)]),
             message(&[(1, 0x30000), (2, 5), (4, 6)]),
         ]);
-        let map = split_pagemap(&bytes, &[]).expect("a pagemap");
+        let map = split_pagemap(&bytes, &[0x10..0x20, 0x21..0x35, 0x40..0x50]).expect("a pagemap");
         assert_eq!(map.pages_id, 3);
         assert_eq!(map.lazy, [(0x10..0x12, 0), (0x30..0x35, 3)]);
         assert_eq!(map.eager, vec![2..3]);
@@ -456,23 +468,42 @@ mod tests {
         };
         let mm = [
             vma(0x20000, 0x24000, 0x22, 0),
+            vma(0x10000, 0x11000, 0x22, 0),
+            vma(0x13000, 0x15000, 0x22, 0),
             vma(0x11000, 0x13000, 0x22, WIPED),
             vma(0x30000, 0x31000, 0x2022, 0),
             vma(0x40000, 0x41000, 0x21, 0),
         ];
         let found = anonymous(&image(&[mm.concat()])).expect("an image");
-        assert_eq!(found.lazy, [0x11..0x13, 0x20..0x24]);
+        assert_eq!(found.lazy, [0x10..0x11, 0x11..0x13, 0x13..0x15, 0x20..0x24]);
         assert_eq!(found.locked, vec![0x30..0x31]);
         assert_eq!(found.wiped_on_fork, vec![0x11..0x13]);
         let bytes = image(&[
             message(&[(1, 3)]),
             message(&[(1, 0x10000), (2, 5), (4, 6), (5, 5)]),
         ]);
-        let map = split_pagemap(&bytes, &found.wiped_on_fork).expect("a pagemap");
+        let map = split_pagemap(&bytes, &found.on_demand()).expect("a pagemap");
         assert_eq!(map.lazy, [(0x10..0x11, 0), (0x13..0x15, 3)]);
         assert_eq!(map.eager, vec![1..3]);
         let part = message(&[(1, 0x11000), (2, 2), (4, 4), (5, 2)]);
         assert_eq!(map.eager_image, image(&[message(&[(1, 3)]), part]));
+    }
+
+    #[test]
+    fn locked_huge_and_kernel_made_mappings_are_never_lazy() {
+        let vma = |start, flags, status| {
+            let fields = [(1, start), (2, start + 0x1000), (6, flags), (7, status)];
+            nested(14, &message(&fields))
+        };
+        let mm = [
+            vma(0x10000, 0x22, 1 << 9),
+            vma(0x20000, 0x2022, 1 << 9),
+            vma(0x30000, 0x40022, 1 << 9),
+            vma(0x40000, 0x22, (1 << 3) | (1 << 9)),
+            vma(0x50000, 0x22, (1 << 12) | (1 << 9)),
+        ];
+        let found = anonymous(&image(&[mm.concat()])).expect("an image");
+        assert_eq!(found.on_demand(), vec![0x10..0x11]);
     }
 
     #[test]

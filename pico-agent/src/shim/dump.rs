@@ -125,7 +125,7 @@ impl Assembly<'_> {
             }
             space.retain(&mappings.lazy);
             let map = self.read(&format!("pagemap-{pid}.img"), |bytes| {
-                images::split_pagemap(bytes, &mappings.wiped_on_fork)
+                images::split_pagemap(bytes, &mappings.on_demand())
             })?;
             let (sifted, object) = self.split_pages(pid, &map, &origin, &mut local)?;
             made.stored_pages += sifted.new_pages();

@@ -157,6 +157,10 @@ fn run(line: &str) -> Result<String> {
             while Instant::now() < end {}
             Ok("ok".into())
         }
+        "wait-at-page-start" => {
+            std::thread::spawn(memory::wait_at_page_start);
+            Ok("ok".into())
+        }
         "deaf" => {
             let until = Instant::now() + Duration::from_millis(rest.parse()?);
             *DEAF_UNTIL.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(until);

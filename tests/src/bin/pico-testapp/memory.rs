@@ -232,3 +232,22 @@ pub fn verify_in_child() -> Result<String> {
         }
     }
 }
+
+/// Waits for ever with the stack pointer at the start of a page, as one thread in 256 does by chance.
+#[cfg(target_arch = "x86_64")]
+pub fn wait_at_page_start() {
+    // SAFETY: the stack pointer stays inside of this thread's stack (megabytes), below all that is in use, and nothing
+    // is read or written there; pause(2) takes no arguments, and the loop never leaves.
+    unsafe {
+        std::arch::asm!(
+            "sub rsp, 4096",
+            "and rsp, -4096",
+            "2:",
+            "mov eax, {pause}",
+            "syscall",
+            "jmp 2b",
+            pause = const libc::SYS_pause,
+            options(noreturn)
+        )
+    }
+}
