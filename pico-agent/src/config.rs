@@ -22,7 +22,7 @@ use crate::units::{Size, Wait};
 
 pub use problem::{ConfigError, Problem};
 use problem::{section_problem, syntax_problem};
-pub use wake::{ConnectionPolicy, ProbeSection, WakeSection};
+pub use wake::{ConnectionPolicy, ProbeSection, TimerPolicy, WakeSection};
 
 /// Where the agent looks for its configuration when it is told nothing.
 pub const DEFAULT_PATH: &str = "/etc/pico/agent.toml";
@@ -249,6 +249,9 @@ pub struct AppConfig {
     /// What becomes of established connections when it sleeps.
     #[serde(default)]
     pub connections: ConnectionPolicy,
+    /// Which timers wake it.
+    #[serde(default)]
+    pub timers: TimerPolicy,
     /// Who wakes it.
     #[serde(default)]
     pub wake: WakeSection,

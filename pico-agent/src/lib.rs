@@ -5,6 +5,7 @@ pub mod address;
 pub mod addresses;
 pub mod checkpoint;
 pub mod cli;
+pub mod clocks;
 pub mod config;
 pub mod control;
 pub mod criu;
@@ -29,4 +30,4 @@ pub mod trace;
 pub mod varint;
 
 // What owners write the same way here and at the hub.
-pub use pico_proto::{port, units};
+pub use pico_proto::{cron, port, units, waking};

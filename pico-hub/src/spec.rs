@@ -3,7 +3,9 @@
 
 use pico_proto::v1;
 
+use pico_proto::cron::Cron;
 use pico_proto::port::Port;
+use pico_proto::waking::{Source, WakeRate};
 
 /// A DNS label is no longer, nor is `NAME-OWNER`.
 pub const LABEL_BYTES: usize = 63;
@@ -13,6 +15,8 @@ const PORTS: usize = 64;
 const ARGUMENTS: usize = 1024;
 const VARIABLES: usize = 512;
 const CAPABILITIES: usize = 64;
+/// Of each kind: subnets that wake, or do not, cron lines, probes.
+const RULES: usize = 64;
 /// A path on Linux is no longer.
 const PATH_BYTES: usize = 4096;
 const YEAR_SECONDS: i64 = 365 * 24 * 3600;
@@ -44,6 +48,7 @@ pub fn faults(owner: &str, spec: &v1::AppSpec) -> Faults {
     faults.ports(&spec.ports);
     faults.limits(spec);
     faults.policies(spec);
+    faults.waking(spec);
     let bytes = prost::Message::encoded_len(spec);
     faults.unless(bytes <= SPEC_BYTES, "spec", || {
         format!("it has {bytes} bytes, at most {SPEC_BYTES} are taken")
@@ -175,7 +180,12 @@ impl Checker {
     }
 
     fn policies(&mut self, spec: &v1::AppSpec) {
-        for (field, wait) in [("spec.idle", &spec.idle), ("spec.cold_after", &spec.cold_after)] {
+        let waits = [
+            ("spec.idle", &spec.idle),
+            ("spec.cold_after", &spec.cold_after),
+            ("spec.hold_timeout", &spec.hold_timeout),
+        ];
+        for (field, wait) in waits {
             let Some(kind) = wait.as_ref().and_then(|wait| wait.kind.as_ref()) else {
                 continue;
             };
@@ -197,9 +207,61 @@ impl Checker {
                 "spec.wake_on_dns",
                 v1::WakeOnDns::try_from(spec.wake_on_dns).is_ok(),
             ),
+            ("spec.prefetch", v1::PrefetchMode::try_from(spec.prefetch).is_ok()),
+            (
+                "spec.connections",
+                v1::Connections::try_from(spec.connections).is_ok(),
+            ),
+            ("spec.timers", v1::Timers::try_from(spec.timers).is_ok()),
         ];
         for (field, known) in known {
             self.unless(known, field, || "this hub does not know that value".into());
+        }
+    }
+
+    fn waking(&mut self, spec: &v1::AppSpec) {
+        let none = v1::WakeRules::default();
+        let wake = spec.wake.as_ref().unwrap_or(&none);
+        self.each("spec.wake.allow", &wake.allow, |text| text.parse::<Source>());
+        self.each("spec.wake.deny", &wake.deny, |text| text.parse::<Source>());
+        self.each("spec.wake.at", &wake.at, |text| text.parse::<Cron>());
+        if !wake.rate.is_empty() {
+            self.each("spec.wake.rate", std::slice::from_ref(&wake.rate), |text| {
+                text.parse::<WakeRate>()
+            });
+        }
+        let both = spec.timers() == v1::Timers::None && !wake.at.is_empty();
+        self.unless(!both, "spec.timers", || {
+            "none wakes it, and wake.at says when it is to wake; remove one of the two".into()
+        });
+        let from: Vec<String> = spec.probes.iter().map(|probe| probe.from.clone()).collect();
+        self.each("spec.probes.from", &from, |text| text.parse::<Source>());
+        for probe in spec.probes.iter().take(RULES) {
+            let fine = probe.http == 0 || (200..=599).contains(&probe.http);
+            self.unless(fine, "spec.probes.http", || {
+                format!("{} is no status of a final answer: 200 to 599", probe.http)
+            });
+            self.unless(
+                probe.http != 0 || probe.body.is_empty(),
+                "spec.probes.body",
+                || "without http nothing is said".into(),
+            );
+        }
+    }
+
+    fn each<T, E: std::fmt::Display>(
+        &mut self,
+        field: &str,
+        texts: &[String],
+        read: impl Fn(&str) -> Result<T, E>,
+    ) {
+        self.unless(texts.len() <= RULES, field, || {
+            format!("it has {} entries, at most {RULES} are taken", texts.len())
+        });
+        for text in texts.iter().take(RULES) {
+            if let Err(error) = read(text) {
+                self.unless(false, field, || error.to_string());
+            }
         }
     }
 }
@@ -245,6 +307,16 @@ pub fn merge(spec: &v1::AppSpec, new: v1::AppSpec, paths: &[String]) -> Result<v
             "after_crash" => merged.after_crash = new.after_crash,
             "sandbox" => merged.sandbox.clone_from(&new.sandbox),
             "wake_on_dns" => merged.wake_on_dns = new.wake_on_dns,
+            "hold_timeout" => merged.hold_timeout = new.hold_timeout,
+            "prefetch" => merged.prefetch = new.prefetch,
+            "connections" => merged.connections = new.connections,
+            "timers" => merged.timers = new.timers,
+            "probes" => merged.probes.clone_from(&new.probes),
+            "wake" => merged.wake.clone_from(&new.wake),
+            "wake.allow" => rules(&mut merged).allow = new.wake.clone().unwrap_or_default().allow,
+            "wake.deny" => rules(&mut merged).deny = new.wake.clone().unwrap_or_default().deny,
+            "wake.rate" => rules(&mut merged).rate = new.wake.clone().unwrap_or_default().rate,
+            "wake.at" => rules(&mut merged).at = new.wake.clone().unwrap_or_default().at,
             "name" => faults.push(fixed("update_mask")),
             _ => faults.push(("update_mask".to_owned(), format!("a spec has no field '{path}'"))),
         }
@@ -254,6 +326,10 @@ pub fn merge(spec: &v1::AppSpec, new: v1::AppSpec, paths: &[String]) -> Result<v
     } else {
         Err(faults)
     }
+}
+
+fn rules(spec: &mut v1::AppSpec) -> &mut v1::WakeRules {
+    spec.wake.get_or_insert_default()
 }
 
 #[cfg(test)]
@@ -317,6 +393,53 @@ mod tests {
             assert!(told.contains(&format!("spec.{field}")), "{field} of {told:?}");
         }
         assert_eq!(told.iter().filter(|field| *field == "spec.ports").count(), 2);
+    }
+
+    #[test]
+    fn who_wakes_an_app_and_when_is_read_before_it_is_taken() {
+        let mut spec = web();
+        spec.wake = Some(v1::WakeRules {
+            allow: vec!["192.0.2.0/24".into(), "nobody".into()],
+            deny: vec!["192.0.2.7".into()],
+            rate: "6".into(),
+            at: vec!["30 3 * * 1-5".into(), "30 24 * * *".into()],
+        });
+        spec.timers = v1::Timers::None.into();
+        spec.probes = vec![v1::Probe {
+            from: "192.0.2.9".into(),
+            http: 99,
+            body: String::new(),
+        }];
+        let told = fields(&spec);
+        assert_eq!(
+            told,
+            [
+                "spec.wake.allow",
+                "spec.wake.at",
+                "spec.wake.rate",
+                "spec.timers",
+                "spec.probes.http"
+            ]
+        );
+    }
+
+    #[test]
+    fn one_rule_is_changed_without_the_others() {
+        let mut spec = web();
+        spec.wake = Some(v1::WakeRules {
+            rate: "6/1m".into(),
+            ..v1::WakeRules::default()
+        });
+        let new = v1::AppSpec {
+            wake: Some(v1::WakeRules {
+                at: vec!["0 4 * * *".into()],
+                ..v1::WakeRules::default()
+            }),
+            ..v1::AppSpec::default()
+        };
+        let merged = merge(&spec, new, &["wake.at".into()]).unwrap();
+        let wake = merged.wake.unwrap();
+        assert_eq!((wake.rate.as_str(), wake.at.len()), ("6/1m", 1));
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub struct Manifest {
 }
 
 /// The host's clocks at one moment, in nanoseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clocks {
     /// CLOCK_REALTIME: since 1970-01-01 UTC.
     pub realtime_ns: u64,

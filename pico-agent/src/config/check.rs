@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::rootfs::{self, Layers};
-use super::{AppConfig, Config, Problem, Root};
+use super::{AppConfig, Config, Problem, Root, TimerPolicy};
 use crate::addresses::{AddressError, Request, Subnets};
 use crate::gate::MAX_REPLY;
 use crate::hub::HubConfig;
@@ -321,6 +321,13 @@ fn app_shape(app: &AppConfig, state_dir: &Path, problems: &mut Vec<Problem>) {
                 "give some time, as \"10s\", or \"never\"",
             );
         }
+    }
+    if app.timers == TimerPolicy::None && !app.wake.at.is_empty() {
+        problem(
+            "timers",
+            "none of them wakes it, and wake.at says when it is to wake".to_owned(),
+            "remove one of the two",
+        );
     }
     for probe in &app.probes {
         if probe.http.is_some_and(|status| !(200..=599).contains(&status)) {

@@ -185,6 +185,14 @@ fn bad_values_are_refused_with_their_place_and_a_remedy() {
         ),
         ("[app.wake]\nrate = \"6\"", "write it as 6/1m"),
         (
+            "timers = \"none\"\n[app.wake]\nat = [\"30 3 * * *\"]",
+            "app 'web', key 'timers': none of them wakes it, and wake.at says when it is to wake; try: remove one",
+        ),
+        (
+            "[app.wake]\nat = [\"30 24 * * *\"]",
+            "app 'web', key 'wake.at': '30 24 * * *' is no time to wake at ('24' is no hour: 0 to 23); try: write it",
+        ),
+        (
             "[[app.probe]]\nfrom = \"192.0.2.1\"\nhttp = 99",
             "app 'web', key 'probe.http': it is no status",
         ),

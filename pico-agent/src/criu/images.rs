@@ -8,14 +8,12 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::Duration;
 
 use super::wire::{self, Value, WireError};
 use crate::checkpoint::index::PAGE_SIZE;
 
 /// First word of every image (CRIU's `IMG_COMMON_MAGIC`).
 const COMMON_MAGIC: u32 = 0x5456_4319;
-const NANOS: u64 = 1_000_000_000;
 
 /// `PE_LAZY` of a pagemap entry: the page may be restored on demand.
 const PAGE_LAZY: u64 = 1 << 1;
@@ -295,128 +293,12 @@ pub fn pipe_inodes(files: &[u8]) -> Result<Vec<u64>, ImageError> {
     Ok(inodes)
 }
 
-/// A time namespace image (`timens-N.img`) whose clocks have gone on for `slept`.
-///
-/// # Errors
-/// When the image is damaged.
-pub fn advance_time_namespace(bytes: &[u8], slept: Duration) -> Result<Vec<u8>, ImageError> {
-    let image = Image::parse(bytes)?;
-    let entries: Result<Vec<_>, WireError> = image
-        .entries
-        .iter()
-        .map(|entry| {
-            wire::rewrite(entry, |_, timespec| {
-                let total = wire::get_number(timespec, 1)?
-                    .saturating_mul(NANOS)
-                    .saturating_add(wire::get_number(timespec, 2)?)
-                    .saturating_add(nanos(slept));
-                Ok(Some(wire::set_numbers(
-                    timespec,
-                    &[(1, total / NANOS), (2, total % NANOS)],
-                )?))
-            })
-        })
-        .collect();
-    image.with_entries(entries?)
-}
-
-/// `core-PID.img` whose interval and POSIX timers have gone on for `slept`.
-///
-/// Timers of CPU time (`ITIMER_VIRTUAL`, `ITIMER_PROF`, `CLOCK_*_CPUTIME_ID`) stand still while an app sleeps.
-///
-/// # Errors
-/// When the image is damaged.
-pub fn advance_task_timers(core: &[u8], slept: Duration) -> Result<Vec<u8>, ImageError> {
-    /// task_core_entry in core_entry, and task_timers_entry in that.
-    const TASK_CORE: u32 = 3;
-    const TIMERS: u32 = 7;
-    const REAL: u32 = 1;
-    const POSIX: u32 = 4;
-    let image = Image::parse(core)?;
-    let change_timers = |timers: &[u8]| {
-        wire::rewrite(timers, |number, timer| match number {
-            REAL => advance(timer, [(1, 2), (3, 4)], 1_000, slept).map(Some),
-            POSIX if runs_asleep(wire::get_number(timer, 2)?) => {
-                advance(timer, [(7, 8), (9, 10)], 1, slept).map(Some)
-            }
-            _ => Ok(None),
-        })
-    };
-    let entries: Result<Vec<_>, WireError> = image
-        .entries
-        .iter()
-        .map(|entry| {
-            wire::rewrite(entry, |number, task| match number {
-                TASK_CORE => wire::rewrite(task, |number, timers| match number {
-                    TIMERS => change_timers(timers).map(Some),
-                    _ => Ok(None),
-                })
-                .map(Some),
-                _ => Ok(None),
-            })
-        })
-        .collect();
-    image.with_entries(entries?)
-}
-
-/// `files.img` whose timerfds have gone on for `slept`.
-///
-/// # Errors
-/// When the image is damaged.
-pub fn advance_timerfds(files: &[u8], slept: Duration) -> Result<Vec<u8>, ImageError> {
-    const TIMERFD: u32 = 12;
-    let image = Image::parse(files)?;
-    let entries: Result<Vec<_>, WireError> = image
-        .entries
-        .iter()
-        .map(|entry| {
-            wire::rewrite(entry, |number, timerfd| match number {
-                TIMERFD => advance(timerfd, [(9, 10), (7, 8)].map(|(s, n)| (s, n)), 1, slept).map(Some),
-                _ => Ok(None),
-            })
-        })
-        .collect();
-    image.with_entries(entries?)
-}
-
-/// Whether a clock goes on while the app sleeps: all but the CPU-time clocks do (clock_gettime(2)).
-fn runs_asleep(clock: u64) -> bool {
-    const CLOCK_PROCESS_CPUTIME_ID: u64 = 2;
-    const CLOCK_THREAD_CPUTIME_ID: u64 = 3;
-    clock != CLOCK_PROCESS_CPUTIME_ID && clock != CLOCK_THREAD_CPUTIME_ID && clock < 1 << 31
-}
-
-/// Advances one timer by `slept`.
-///
-/// `fields` are the field numbers of (seconds, fraction), first of the interval, then of the time left; `unit`
-/// is how many nanoseconds the fraction counts in. A time left of 0 means disarmed and stays. One that ran out
-/// fires at once; a periodic one keeps its phase after that.
-fn advance(timer: &[u8], fields: [(u32, u32); 2], unit: u64, slept: Duration) -> Result<Vec<u8>, WireError> {
-    let read = |(seconds, fraction): (u32, u32)| -> Result<u64, WireError> {
-        let fraction = wire::get_number(timer, fraction)?.saturating_mul(unit);
-        Ok(wire::get_number(timer, seconds)?
-            .saturating_mul(NANOS)
-            .saturating_add(fraction))
-    };
-    let left = read(fields[1])?;
-    if left == 0 {
-        return Ok(timer.to_vec());
-    }
-    let left = left.saturating_sub(nanos(slept)).max(unit);
-    let (seconds, fraction) = fields[1];
-    wire::set_numbers(timer, &[(seconds, left / NANOS), (fraction, left % NANOS / unit)])
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn image(entries: &[Vec<u8>]) -> Vec<u8> {
+    pub(in crate::criu) fn image(entries: &[Vec<u8>]) -> Vec<u8> {
         let mut magic = [0; 8];
         magic[..4].copy_from_slice(&COMMON_MAGIC.to_le_bytes());
         Image {
@@ -427,11 +309,11 @@ mod tests {
         .expect("short entries")
     }
 
-    fn message(fields: &[(u32, u64)]) -> Vec<u8> {
+    pub(in crate::criu) fn message(fields: &[(u32, u64)]) -> Vec<u8> {
         wire::set_numbers(&[], fields).expect("empty message")
     }
 
-    fn nested(number: u32, inner: &[u8]) -> Vec<u8> {
+    pub(in crate::criu) fn nested(number: u32, inner: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         wire::put(&mut out, number, Value::Bytes(inner));
         out
@@ -512,79 +394,6 @@ mod tests {
         assert!(split_pagemap(&bytes, &[]).is_err());
     }
 
-    #[test]
-    fn timers_go_on_while_asleep() {
-        let slept = Duration::from_millis(2_500);
-        let posix = |clock, left| message(&[(2, clock), (7, 9), (8, 9), (9, left), (10, 5)]);
-        let timers = [
-            nested(1, &message(&[(1, 0), (2, 0), (3, 6), (4, 0)])),
-            nested(2, &message(&[(3, 6), (4, 0)])),
-            nested(4, &posix(1, 1)),
-            nested(4, &posix(2, 1)),
-        ]
-        .concat();
-        let core = image(&[nested(3, &nested(7, &timers))]);
-        let changed = advance_task_timers(&core, slept).expect("an image");
-        let changed = Image::parse(&changed).expect("an image");
-        let Ok(Some(Value::Bytes(task))) = wire::get(changed.entries[0], 3) else {
-            panic!("task core")
-        };
-        let Ok(Some(Value::Bytes(timers))) = wire::get(task, 7) else {
-            panic!("timers")
-        };
-        let timers: Vec<_> = wire::fields(timers)
-            .map(|f| f.expect("field").1.bytes().expect("bytes"))
-            .collect();
-        let number = |timer, field| wire::get_number(timer, field).expect("number");
-        assert_eq!(
-            (number(timers[0], 3), number(timers[0], 4)),
-            (3, 500_000),
-            "itimer"
-        );
-        assert_eq!(
-            (number(timers[1], 3), number(timers[1], 4)),
-            (6, 0),
-            "virtual time stands still"
-        );
-        assert_eq!(
-            (number(timers[2], 9), number(timers[2], 10)),
-            (0, 1),
-            "ran out: fires at once"
-        );
-        assert_eq!(
-            (number(timers[3], 9), number(timers[3], 10)),
-            (1, 5),
-            "CPU time stands still"
-        );
-    }
-
-    #[test]
-    fn a_disarmed_timerfd_stays_disarmed() {
-        let files = |left| image(&[nested(12, &message(&[(7, left), (8, 0), (9, 1), (10, 0)]))]);
-        let slept = Duration::from_secs(4);
-        assert_eq!(advance_timerfds(&files(0), slept), Ok(files(0)));
-        let changed = advance_timerfds(&files(10), slept).expect("an image");
-        let changed = Image::parse(&changed).expect("an image");
-        let Ok(Some(Value::Bytes(timer))) = wire::get(changed.entries[0], 12) else {
-            panic!("timerfd")
-        };
-        assert_eq!(wire::get_number(timer, 7), Ok(6));
-    }
-
-    #[test]
-    fn a_time_namespace_goes_on() {
-        let entry = [
-            nested(1, &message(&[(1, 5), (2, 900_000_000)])),
-            nested(2, &message(&[(1, 7), (2, 0)])),
-        ];
-        let changed = advance_time_namespace(&image(&[entry.concat()]), Duration::from_millis(200));
-        let expected = [
-            nested(1, &message(&[(1, 6), (2, 100_000_000)])),
-            nested(2, &message(&[(1, 7), (2, 200_000_000)])),
-        ];
-        assert_eq!(changed, Ok(image(&[expected.concat()])));
-    }
-
     proptest! {
         #[test]
         fn any_bytes_are_images_or_errors(mut bytes: Vec<u8>, magic: bool) {
@@ -592,9 +401,7 @@ mod tests {
                 bytes.splice(0..0, [COMMON_MAGIC.to_le_bytes(), [0; 4]].concat());
             }
             let _ = (split_pagemap(&bytes, &[]), process_ids(&bytes), anonymous(&bytes), regular_files(&bytes));
-            let slept = Duration::from_secs(1);
-            let _ = (advance_task_timers(&bytes, slept), advance_timerfds(&bytes, slept));
-            let _ = (advance_time_namespace(&bytes, slept), pipe_inodes(&bytes));
+            let _ = pipe_inodes(&bytes);
         }
     }
 }

@@ -3,10 +3,12 @@
 //! * [`command`]: finding a CRIU that works and starting it
 //! * [`rpc`]: requests and answers of `criu swrk`
 //! * [`images`]: reading and changing image files after a dump and before a restore
+//! * [`timers`]: the clocks and timers in them: how they go on, when they are due
 //! * [`wire`]: the protocol buffer wire format under both
 
 pub mod command;
 pub mod images;
 pub mod rpc;
 pub mod sockets;
+pub mod timers;
 pub mod wire;

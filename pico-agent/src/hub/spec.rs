@@ -1,7 +1,9 @@
 //! The hub's words for an app into those of agent.toml, through the same checks. Pure but for the check of what the
 //! host has.
 
+use std::fmt::Display;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
 use pico_proto::v1;
@@ -9,8 +11,8 @@ use prost::Message;
 
 use super::config::HubConfig;
 use crate::config::{
-    AfterCrash, AppConfig, ConnectionPolicy, Prefetch, Problem, Restart, Root, SandboxSection, WakeSection,
-    check,
+    AfterCrash, AppConfig, ConnectionPolicy, Prefetch, ProbeSection, Problem, Restart, Root, SandboxSection,
+    TimerPolicy, WakeSection, check,
 };
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::units::{Size, Wait};
@@ -100,6 +102,12 @@ fn config(spec: &v1::AppSpec, label: &str, has_store: bool, problems: &mut Vec<P
         spec.cold_after.as_ref(),
         AppConfig::DEFAULT_COLD_AFTER,
     );
+    let hold_timeout = wait(
+        "hold_timeout",
+        spec.hold_timeout.as_ref(),
+        AppConfig::DEFAULT_HOLD_TIMEOUT,
+    );
+    let (wake, probes) = waking(spec, &place, problems);
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     let sandbox = spec.sandbox.clone().unwrap_or_default();
     AppConfig {
@@ -127,17 +135,85 @@ fn config(spec: &v1::AppSpec, label: &str, has_store: bool, problems: &mut Vec<P
             v1::AfterCrash::Fresh => AfterCrash::Fresh,
             v1::AfterCrash::Checkpoint | v1::AfterCrash::Unspecified => AfterCrash::Checkpoint,
         },
-        hold_timeout: AppConfig::DEFAULT_HOLD_TIMEOUT,
-        prefetch: Prefetch::default(),
-        connections: ConnectionPolicy::default(),
-        wake: WakeSection::default(),
-        probes: Vec::new(),
+        hold_timeout,
+        prefetch: match spec.prefetch() {
+            v1::PrefetchMode::None => Prefetch::None,
+            v1::PrefetchMode::Full => Prefetch::Full,
+            v1::PrefetchMode::LastWindow => Prefetch::LastWindow,
+            v1::PrefetchMode::Global => Prefetch::Global,
+            v1::PrefetchMode::PerPort | v1::PrefetchMode::Unspecified => Prefetch::PerPort,
+        },
+        connections: match spec.connections() {
+            v1::Connections::Close => ConnectionPolicy::Close,
+            v1::Connections::StayAwake => ConnectionPolicy::StayAwake,
+            v1::Connections::Keep | v1::Connections::Unspecified => ConnectionPolicy::Keep,
+        },
+        timers: match spec.timers() {
+            v1::Timers::All => TimerPolicy::All,
+            v1::Timers::None => TimerPolicy::None,
+            v1::Timers::Declared | v1::Timers::Unspecified => TimerPolicy::Declared,
+        },
+        wake,
+        probes,
         sandbox: SandboxSection {
             capabilities: sandbox.capabilities,
             no_new_privs: sandbox.no_new_privs.unwrap_or(true),
             seccomp: sandbox.seccomp.unwrap_or(true),
         },
     }
+}
+
+/// Who wakes it and when, and who is answered without.
+fn waking(
+    spec: &v1::AppSpec,
+    place: &dyn Fn(&str) -> String,
+    problems: &mut Vec<Problem>,
+) -> (WakeSection, Vec<ProbeSection>) {
+    fn read<T>(
+        key: &str,
+        texts: &[String],
+        place: &dyn Fn(&str) -> String,
+        problems: &mut Vec<Problem>,
+    ) -> Vec<T>
+    where
+        T: FromStr<Err: Display>,
+    {
+        let mut values = Vec::new();
+        for text in texts {
+            match text.parse::<T>() {
+                Ok(value) => values.push(value),
+                Err(error) => problems.push(Problem::new(
+                    place(key),
+                    error.to_string(),
+                    "change it as it says there",
+                )),
+            }
+        }
+        values
+    }
+    let rules = spec.wake.clone().unwrap_or_default();
+    let rate: Vec<String> = Some(rules.rate)
+        .filter(|rate| !rate.is_empty())
+        .into_iter()
+        .collect();
+    let wake = WakeSection {
+        allow: read("wake.allow", &rules.allow, place, problems),
+        deny: read("wake.deny", &rules.deny, place, problems),
+        rate: read("wake.rate", &rate, place, problems).pop(),
+        at: read("wake.at", &rules.at, place, problems),
+    };
+    let mut probes = Vec::new();
+    for probe in &spec.probes {
+        let from = read("probe.from", std::slice::from_ref(&probe.from), place, problems).pop();
+        // A status that is none becomes one that is none either: 0 would mean that there is none to give.
+        let http = (probe.http != 0).then(|| u16::try_from(probe.http).unwrap_or(u16::MAX));
+        probes.extend(from.map(|from| ProbeSection {
+            from,
+            http,
+            body: probe.body.clone(),
+        }));
+    }
+    (wake, probes)
 }
 
 fn as_wait(given: Option<&v1::Wait>, default: Wait) -> Option<Wait> {
@@ -238,6 +314,43 @@ mod tests {
         )
         .unwrap();
         assert_eq!(app, toml);
+    }
+
+    #[test]
+    fn who_wakes_it_and_when_is_said_as_in_agent_toml() {
+        let mut said = spec();
+        said.wake = Some(v1::WakeRules {
+            allow: vec!["192.0.2.0/24".to_owned()],
+            deny: vec!["192.0.2.7".to_owned()],
+            rate: "6/1m".to_owned(),
+            at: vec!["30 3 * * *".to_owned()],
+        });
+        said.probes = vec![v1::Probe {
+            from: "192.0.2.9".to_owned(),
+            http: 204,
+            body: String::new(),
+        }];
+        said.timers = v1::Timers::All.into();
+        said.connections = v1::Connections::Close.into();
+        said.prefetch = v1::PrefetchMode::Global.into();
+        let toml: AppConfig = toml::from_str(
+            "name = 'web-ann'\nroot = 'host'\ncommand = ['/bin/sh']\nports = ['80/tcp']\nhostname = 'web'\n\
+             timers = 'all'\nconnections = 'close'\nprefetch = 'global'\n\
+             wake = { allow = ['192.0.2.0/24'], deny = ['192.0.2.7'], rate = '6/1m', at = ['30 3 * * *'] }\n\
+             [[probe]]\nfrom = '192.0.2.9'\nhttp = 204",
+        )
+        .unwrap();
+        assert_eq!(converted(&said, OPEN).unwrap(), toml);
+        said.wake.get_or_insert_default().rate = "6".to_owned();
+        said.probes[0].http = 65_736;
+        let failure = converted(&said, OPEN).unwrap_err();
+        assert!(
+            failure.message.contains("'wake.rate': '6' is no rate"),
+            "{failure:?}"
+        );
+        said.wake.get_or_insert_default().rate = String::new();
+        let failure = converted(&said, OPEN).unwrap_err();
+        assert!(failure.message.contains("'probe.http'"), "{failure:?}");
     }
 
     #[test]

@@ -529,6 +529,7 @@ impl Handler for Agent {
                 .unwrap_or_default(),
             connections,
             policy: view.connections,
+            timers: view.timers,
             counts: self.host.gate.counts(name).unwrap_or_default(),
             held: self.host.gate.held(name),
             detail,

@@ -38,6 +38,7 @@ use super::paths::AppPaths;
 use super::policy::{AfterWake, Failures, Monotonic};
 use super::record::Record;
 use super::state::{State, Tier};
+use super::timers::Timers;
 use super::transfer::Meter;
 use crate::config::{AppConfig, ConnectionPolicy};
 use crate::control::protocol::{AppDetail, ErrorCode, Failure};
@@ -102,6 +103,8 @@ pub struct View {
     pub connections: ConnectionPolicy,
     /// How many sleep with it.
     pub sleeping_connections: usize,
+    /// What is known of its timers, in words.
+    pub timers: Vec<String>,
 }
 
 /// The agent's handle of an actor.
@@ -165,6 +168,8 @@ pub(super) struct App {
     pub(super) going_down: bool,
     /// The owner asked for cold.
     pub(super) cold_now: bool,
+    /// Its `wake.at`.
+    timers: Timers,
     restart_at: Option<Monotonic>,
     restarts: u32,
     /// Wakes that failed since one succeeded.
@@ -206,6 +211,7 @@ impl App {
             cgroup: None,
             connections: config.connections,
             sleeping_connections: 0,
+            timers: Vec::new(),
         });
         let app = App {
             host,
@@ -232,6 +238,7 @@ impl App {
             expected: false,
             going_down: false,
             cold_now: false,
+            timers: Timers::default(),
             restart_at: None,
             restarts: 0,
             wake_failures: 0,

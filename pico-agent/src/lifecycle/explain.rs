@@ -24,6 +24,8 @@ pub struct Known {
     pub connections: Option<usize>,
     /// What its owner wants of them.
     pub policy: ConnectionPolicy,
+    /// What is known of its timers, in words.
+    pub timers: Vec<String>,
     /// What the gate counted.
     pub counts: HoldCounts,
     /// Packets at the gate now.
@@ -46,10 +48,9 @@ pub fn explain(known: &Known) -> Explanation {
         fact("packets", port_words(port, known.now));
     }
     fact("connections", connections(known));
-    fact(
-        "timers",
-        "none is kept: one that is due while it sleeps fires at its next wake".to_owned(),
-    );
+    for timers in &known.timers {
+        fact("timers", timers.clone());
+    }
     let counts = &known.counts;
     fact(
         "gate",
@@ -203,6 +204,7 @@ mod tests {
             ],
             connections: Some(2),
             policy: ConnectionPolicy::Keep,
+            timers: vec!["none".to_owned()],
             counts: HoldCounts {
                 held: 3,
                 filtered: [("deny 192.0.2.0/24".to_owned(), 7)].into(),

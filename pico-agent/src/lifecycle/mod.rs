@@ -4,8 +4,8 @@
 //! * [`exec`]: commands that run beside an app, as processes of the agent's
 //! * `doorway`: what the gate is told of an app at rest
 //! * `app`: the actor; `start`, `swap_in`, `swap_out`: what it does
-//! * [`state`], [`policy`], [`record`], [`registration`], [`explain`]: pure: the states, the decisions, what is
-//!   remembered, why an app is as it is
+//! * [`state`], [`policy`], [`timers`], [`record`], [`registration`], [`explain`]: pure: the states, the decisions, when an
+//!   app is due by the clock, what is remembered, why an app is as it is
 //! * [`transfer`]: checkpoints to the object store; `publish`: which of them is the current one; `fetch`: their way back
 //! * [`traces`]: what tracing tells, taken to its app; [`learning`]: what that teaches, and its file; [`costs`]: what pages cost
 //! * [`host`], [`paths`]: what apps share, and where an app's things lie
@@ -31,5 +31,6 @@ mod start;
 pub mod state;
 mod swap_in;
 mod swap_out;
+pub mod timers;
 pub mod traces;
 pub mod transfer;

@@ -14,6 +14,7 @@ use crate::addresses::Addresses;
 use crate::gate::Connections;
 use crate::lifecycle::state::{Situation, Tier};
 use crate::port::Port;
+use crate::shim::protocol::Sleep;
 use crate::units::Timestamp;
 
 /// Version of the format; a record with another one is refused, not guessed at.
@@ -175,6 +176,8 @@ pub struct CheckpointRecord {
     pub bytes: u64,
     /// When it was taken, by the wall clock: what clocks are advanced from.
     pub taken: Option<Timestamp>,
+    /// Its timers, and the clocks when it stopped.
+    pub sleep: Sleep,
 }
 
 /// app.json.

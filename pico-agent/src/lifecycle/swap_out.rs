@@ -216,6 +216,7 @@ impl App {
         checkpoint.generation = generation;
         checkpoint.local = Some(generation);
         checkpoint.taken = Some(Timestamp::now());
+        checkpoint.sleep = summary.sleep.clone();
         checkpoint.bytes = (summary.stored_pages + summary.carried_pages) * PAGE_SIZE + summary.image_bytes;
         self.standby_failed = false;
         self.record.connections = self.checkpoint_connections(generation);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::index::{AddressSpace, Object, ObjectId, PAGE_SIZE, PageIndex, Run};
 use crate::checkpoint::local::{Clocks, DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE, RootFile, SCHEMA, Stored};
 use crate::criu::images::{self, ImageError};
+use crate::criu::timers::Timers;
 use crate::pager::Known;
 use crate::sandbox::rootfs::RootSpec;
 use crate::store::cache::CacheError;
@@ -81,6 +82,8 @@ pub struct Assembled {
     pub zero_pages: u64,
     /// Bytes of CRIU's images with the eager pages.
     pub image_bytes: u64,
+    /// Its armed timers.
+    pub timers: Timers,
 }
 
 impl Assembly<'_> {
@@ -115,6 +118,7 @@ impl Assembly<'_> {
             if !self.image(&format!("pagemap-{pid}.img")).exists() {
                 continue; // a zombie has no memory
             }
+            self.read(&format!("core-{pid}.img"), |core| made.timers.add_task(core))?;
             let Known { missing, origin, .. } = known.remove(&pid).unwrap_or_default();
             let mut space = missing;
             let mappings = self.read(&format!("mm-{pid}.img"), images::anonymous)?;
@@ -165,6 +169,7 @@ impl Assembly<'_> {
             }
             index.spaces.push((pid, space));
         }
+        self.read("files.img", |files| made.timers.add_timerfds(files))?;
         index.compact();
         let dump = Dump {
             schema: SCHEMA.to_owned(),

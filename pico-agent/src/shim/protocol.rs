@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::index::ObjectId;
+use crate::checkpoint::local::Clocks;
 use crate::criu::command::Criu;
+use crate::criu::timers::Timers;
 use crate::pager::PagerStats;
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::{RootSpec, SandboxSpec};
@@ -182,8 +184,20 @@ pub struct DumpSummary {
     pub zero_pages: u64,
     /// Bytes of CRIU's images with the eager pages.
     pub image_bytes: u64,
+    /// Its timers, and when it stopped.
+    #[serde(default)]
+    pub sleep: Sleep,
     /// Time the app has stood still so far, in microseconds.
     pub frozen_us: u64,
+}
+
+/// What must be known to tell when the timers of a sleeping app are due.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sleep {
+    /// The clocks when it stopped.
+    pub clocks: Clocks,
+    /// Its timers, as they were then.
+    pub timers: Timers,
 }
 
 /// From the shim.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::checkpoint::index::PageIndex;
 use crate::checkpoint::local::{Clocks, DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE, SCHEMA, time_between};
-use crate::criu::images::{self, ImageError};
+use crate::criu::images::ImageError;
+use crate::criu::timers;
 use crate::sandbox::rootfs::RootSpec;
 
 use super::dump::root_file;
@@ -120,9 +121,9 @@ fn lay_out(from: &Path, to: &Path, slept: Duration, same_boot: bool) -> Result<(
     let change: Change = match name.as_ref() {
         // The app was in the host's time namespace, whose clocks have gone on by themselves.
         "timens-0.img" if same_boot => return Ok(()),
-        "files.img" => images::advance_timerfds,
-        name if name.starts_with("timens-") => images::advance_time_namespace,
-        name if name.starts_with("core-") => images::advance_task_timers,
+        "files.img" => timers::advance_timerfds,
+        name if name.starts_with("timens-") => timers::advance_time_namespace,
+        name if name.starts_with("core-") => timers::advance_task_timers,
         _ => return Ok(fs::hard_link(from, to).map_err(at(to))?),
     };
     let bytes = fs::read(from).map_err(at(from))?;

@@ -37,7 +37,6 @@ use super::socket::{listen_at, receive_packet};
 use super::stdio::LogPipe;
 use super::swrk::Swrk;
 use crate::checkpoint::index::AddressSpace;
-use crate::checkpoint::local::Clocks;
 use crate::logs::{LogWriter, Stream};
 use crate::pager::{Pager, Token};
 
@@ -313,23 +312,6 @@ fn own_mounts(config: &ShimConfig) -> nix::Result<()> {
 
 fn open_dir(path: &Path) -> Result<File, String> {
     File::open(path).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// The host's clocks now.
-fn read_clocks() -> io::Result<Clocks> {
-    use nix::time::{ClockId, clock_gettime};
-    let read = |clock| -> io::Result<u64> {
-        let time = Duration::from(clock_gettime(clock)?);
-        Ok(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
-    };
-    Ok(Clocks {
-        realtime_ns: read(ClockId::CLOCK_REALTIME)?,
-        monotonic_ns: read(ClockId::CLOCK_MONOTONIC)?,
-        boottime_ns: read(ClockId::CLOCK_BOOTTIME)?,
-        boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-            .trim()
-            .to_owned(),
-    })
 }
 
 fn micros(time: Duration) -> u64 {

@@ -1,10 +1,13 @@
 //! The API `pico.v1`: messages, clients and servers, made from the .proto files in `pico-hub/proto/pico/v1`, which
 //! hold its documentation. Both hub and agent speak it, and neither needs the other's code for it. So do the few
-//! texts that owners write the same way everywhere: [`units`] and [`port`]s.
+//! texts that owners write the same way everywhere: [`units`], [`port`]s, times and senders that wake an app ([`cron`],
+//! [`waking`]).
 #![forbid(unsafe_code)]
 
+pub mod cron;
 pub mod port;
 pub mod units;
+pub mod waking;
 
 /// Package `pico.v1`.
 #[allow(

@@ -244,6 +244,12 @@ impl Timestamp {
     pub fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
+
+    /// The time so much later; what is beyond the year 9999 reads as its end.
+    pub fn after(self, time: Duration) -> Self {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        Self::from_micros(self.0.saturating_add(micros))
+    }
 }
 
 impl From<SystemTime> for Timestamp {
@@ -320,7 +326,7 @@ fn parse_timestamp(text: &str) -> Option<Timestamp> {
 
 /// Days since 1970-01-01 to (year, month, day) of the Gregorian calendar. The year is counted from
 /// March, so that the leap day is its last one.
-fn civil_from_days(days: u64) -> (u64, u64, u64) {
+pub fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468; // days since 0000-03-01
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

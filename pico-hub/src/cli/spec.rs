@@ -39,7 +39,33 @@ struct File {
     restart: Option<Restart>,
     after_crash: Option<AfterCrash>,
     wake_on_dns: Option<WakeOnDns>,
+    hold_timeout: Option<Wait>,
+    prefetch: Option<Prefetch>,
+    connections: Option<Connections>,
+    timers: Option<Timers>,
+    wake: Option<Wake>,
+    #[serde(default, rename = "probe")]
+    probes: Vec<Probe>,
     sandbox: Option<Sandbox>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Wake {
+    allow: Vec<String>,
+    deny: Vec<String>,
+    rate: String,
+    at: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Probe {
+    from: String,
+    #[serde(default)]
+    http: u32,
+    #[serde(default)]
+    body: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -83,6 +109,46 @@ pub enum WakeOnDns {
     Prefetch,
     /// Its agent wakes it
     Wake,
+}
+
+/// Which pages a wake brings ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prefetch {
+    /// None
+    None,
+    /// The whole checkpoint
+    Full,
+    /// What was used from its last wake to its last sleep
+    LastWindow,
+    /// What requests need, whatever their port
+    Global,
+    /// What requests of the port need that wakes it
+    PerPort,
+}
+
+/// What becomes of established connections when it sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Connections {
+    /// They sleep with it, and data wake it
+    Keep,
+    /// They are reset
+    Close,
+    /// It does not sleep while there are any
+    StayAwake,
+}
+
+/// Which timers wake it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Timers {
+    /// Those of --wake-at, and its own with a period of five minutes or more
+    Declared,
+    /// All of its own besides
+    All,
+    /// None
+    None,
 }
 
 /// What may be said of an app on the command line.
@@ -133,6 +199,30 @@ pub struct Options {
     /// What a DNS query does while it sleeps
     #[arg(long, value_name = "WHAT")]
     pub wake_on_dns: Option<WakeOnDns>,
+    /// How long packets wait for wakes that fail, or `never` gives up [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub hold_timeout: Option<Wait>,
+    /// Which pages a wake brings ahead
+    #[arg(long, value_name = "WHICH")]
+    pub prefetch: Option<Prefetch>,
+    /// What becomes of its connections when it sleeps
+    #[arg(long, value_name = "WHAT")]
+    pub connections: Option<Connections>,
+    /// Which timers wake it
+    #[arg(long, value_name = "WHICH")]
+    pub timers: Option<Timers>,
+    /// A time at which it wakes by itself, as "30 3 * * 1-5" (cron, in UTC); may be repeated
+    #[arg(long, value_name = "CRON")]
+    pub wake_at: Vec<String>,
+    /// Who alone wakes it, as 192.0.2.0/24; may be repeated [default: everybody]
+    #[arg(long, value_name = "SUBNET")]
+    pub wake_allow: Vec<String>,
+    /// Who does not wake it; may be repeated
+    #[arg(long, value_name = "SUBNET")]
+    pub wake_deny: Vec<String>,
+    /// How often each sender wakes it, as 6/1m [default: always]
+    #[arg(long, value_name = "RATE")]
+    pub wake_rate: Option<String>,
     /// Program and arguments
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -164,6 +254,17 @@ pub(super) fn from_toml(name: impl Display, text: &str) -> Result<v1::AppSpec> {
         restart: v1_restart.map_or(0, restart_number),
         after_crash: crash.map_or(0, after_crash_number),
         wake_on_dns: dns.map_or(0, wake_on_dns_number),
+        hold_timeout: file.hold_timeout.map(wait),
+        prefetch: file.prefetch.map_or(0, prefetch_number),
+        connections: file.connections.map_or(0, connections_number),
+        timers: file.timers.map_or(0, timers_number),
+        wake: file.wake.map(|wake| v1::WakeRules {
+            allow: wake.allow,
+            deny: wake.deny,
+            rate: wake.rate,
+            at: wake.at,
+        }),
+        probes: file.probes.into_iter().map(probe).collect(),
         sandbox: file.sandbox.map(|sandbox| v1::Sandbox {
             capabilities: sandbox.capabilities,
             no_new_privs: sandbox.no_new_privs,
@@ -198,11 +299,28 @@ pub(super) fn from_options(name: &str, options: Options) -> Result<(v1::AppSpec,
         ("restart", options.restart.is_some()),
         ("after_crash", options.after_crash.is_some()),
         ("wake_on_dns", options.wake_on_dns.is_some()),
+        ("hold_timeout", options.hold_timeout.is_some()),
+        ("prefetch", options.prefetch.is_some()),
+        ("connections", options.connections.is_some()),
+        ("timers", options.timers.is_some()),
+        ("wake.at", !options.wake_at.is_empty()),
+        ("wake.allow", !options.wake_allow.is_empty()),
+        ("wake.deny", !options.wake_deny.is_empty()),
+        ("wake.rate", options.wake_rate.is_some()),
     ];
     let mask = given
         .iter()
         .filter(|(_, given)| *given)
         .map(|(field, _)| (*field).to_owned());
+    let rules = given
+        .iter()
+        .any(|(field, given)| *given && field.starts_with("wake."));
+    let wake = rules.then(|| v1::WakeRules {
+        allow: options.wake_allow,
+        deny: options.wake_deny,
+        rate: options.wake_rate.unwrap_or_default(),
+        at: options.wake_at,
+    });
     let spec = v1::AppSpec {
         name: name.to_owned(),
         root: options.root.unwrap_or_default(),
@@ -221,6 +339,11 @@ pub(super) fn from_options(name: &str, options: Options) -> Result<(v1::AppSpec,
         restart: options.restart.map_or(0, restart_number),
         after_crash: options.after_crash.map_or(0, after_crash_number),
         wake_on_dns: options.wake_on_dns.map_or(0, wake_on_dns_number),
+        hold_timeout: options.hold_timeout.map(wait),
+        prefetch: options.prefetch.map_or(0, prefetch_number),
+        connections: options.connections.map_or(0, connections_number),
+        timers: options.timers.map_or(0, timers_number),
+        wake,
         ..v1::AppSpec::default()
     };
     Ok((spec, mask.collect()))
@@ -263,6 +386,43 @@ fn wake_on_dns_number(wake: WakeOnDns) -> i32 {
     .into()
 }
 
+fn prefetch_number(prefetch: Prefetch) -> i32 {
+    match prefetch {
+        Prefetch::None => v1::PrefetchMode::None,
+        Prefetch::Full => v1::PrefetchMode::Full,
+        Prefetch::LastWindow => v1::PrefetchMode::LastWindow,
+        Prefetch::Global => v1::PrefetchMode::Global,
+        Prefetch::PerPort => v1::PrefetchMode::PerPort,
+    }
+    .into()
+}
+
+fn connections_number(connections: Connections) -> i32 {
+    match connections {
+        Connections::Keep => v1::Connections::Keep,
+        Connections::Close => v1::Connections::Close,
+        Connections::StayAwake => v1::Connections::StayAwake,
+    }
+    .into()
+}
+
+fn timers_number(timers: Timers) -> i32 {
+    match timers {
+        Timers::Declared => v1::Timers::Declared,
+        Timers::All => v1::Timers::All,
+        Timers::None => v1::Timers::None,
+    }
+    .into()
+}
+
+fn probe(probe: Probe) -> v1::Probe {
+    v1::Probe {
+        from: probe.from,
+        http: probe.http,
+        body: probe.body,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,6 +438,11 @@ mod tests {
         cold_after = "never"
         restart = "on-failure"
         wake_on_dns = "wake"
+        hold_timeout = "10s"
+        connections = "stay-awake"
+        timers = "all"
+        prefetch = "last-window"
+        wake = { at = ["30 3 * * *"], deny = ["192.0.2.0/24"], rate = "6/1m" }
         [env]
         A = "b"
         [sandbox]
@@ -296,6 +461,13 @@ mod tests {
             cold_after: Some(Wait::Never),
             restart: Some(Restart::OnFailure),
             wake_on_dns: Some(WakeOnDns::Wake),
+            hold_timeout: Some(Wait::secs(10)),
+            connections: Some(Connections::StayAwake),
+            timers: Some(Timers::All),
+            prefetch: Some(Prefetch::LastWindow),
+            wake_at: vec!["30 3 * * *".into()],
+            wake_deny: vec!["192.0.2.0/24".into()],
+            wake_rate: Some("6/1m".into()),
             command: ["nginx", "-g", "daemon off;"].map(String::from).to_vec(),
             ..Options::default()
         };
@@ -317,7 +489,14 @@ mod tests {
                 "idle",
                 "cold_after",
                 "restart",
-                "wake_on_dns"
+                "wake_on_dns",
+                "hold_timeout",
+                "prefetch",
+                "connections",
+                "timers",
+                "wake.at",
+                "wake.deny",
+                "wake.rate"
             ]
         );
     }

@@ -88,6 +88,21 @@ fn spec(spec: &v1::AppSpec) -> Value {
         "restart": choice(spec.restart().as_str_name(), "RESTART_"),
         "after_crash": choice(spec.after_crash().as_str_name(), "AFTER_CRASH_"),
         "wake_on_dns": choice(spec.wake_on_dns().as_str_name(), "WAKE_ON_DNS_"),
+        "hold_timeout": wait(spec.hold_timeout.as_ref()),
+        "prefetch": choice(spec.prefetch().as_str_name(), "PREFETCH_MODE_"),
+        "connections": choice(spec.connections().as_str_name(), "CONNECTIONS_"),
+        "timers": choice(spec.timers().as_str_name(), "TIMERS_"),
+        "wake": spec.wake.as_ref().map(|wake| json!({
+            "allow": wake.allow,
+            "deny": wake.deny,
+            "rate": text(&wake.rate),
+            "at": wake.at,
+        })),
+        "probes": spec.probes.iter().map(|probe| json!({
+            "from": probe.from,
+            "http": (probe.http != 0).then_some(probe.http),
+            "body": text(&probe.body),
+        })).collect::<Vec<_>>(),
         "sandbox": spec.sandbox.as_ref().map(|sandbox| json!({
             "capabilities": sandbox.capabilities,
             "no_new_privs": sandbox.no_new_privs,

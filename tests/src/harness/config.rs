@@ -136,6 +136,9 @@ pub struct AppConfig {
     /// `keep`, `close` or `stay-awake`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<String>,
+    /// Which timers wake it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timers: Option<String>,
     /// Who wakes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wake: Option<WakeConfig>,
@@ -157,6 +160,8 @@ pub struct WakeConfig {
     /// How often each source may, as `6/1m`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,
+    /// Cron lines by which it wakes by itself.
+    pub at: Vec<String>,
 }
 
 /// `[[app.probe]]`.

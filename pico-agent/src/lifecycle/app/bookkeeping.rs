@@ -23,6 +23,9 @@ impl App {
                 if before.asleep() {
                     self.host.metrics.was_asleep(at.since(since));
                 }
+                if state == State::SwappingOut {
+                    self.timers.falls_asleep(at);
+                }
                 if state == State::Warm {
                     self.warm_since = now();
                 }
@@ -174,6 +177,7 @@ impl App {
             cgroup,
             connections: self.config.connections,
             sleeping_connections: self.sleeping_connections().count(),
+            timers: self.timer_words(),
         });
         let looks = |detail: &AppDetail| {
             let summary = &detail.summary;

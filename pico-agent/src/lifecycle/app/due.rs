@@ -4,13 +4,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{App, now};
+use crate::clocks;
 use crate::lifecycle::policy::{
     self, AfterExit, Coldness, CpuWindow, Decision, Failures, Idleness, Monotonic,
 };
 use crate::lifecycle::record::ExitStatus;
 use crate::lifecycle::state::State;
+use crate::lifecycle::timers;
 use crate::sandbox::undumpable;
-use crate::units::Wait;
+use crate::units::{Timestamp, Wait};
 
 impl App {
     /// Does what is due, and says when to look again.
@@ -24,6 +26,12 @@ impl App {
                     let _ = self.wake("packets that wait").await;
                     continue;
                 }
+            }
+            let timer = self.timer();
+            if timer.as_ref().is_some_and(|timer| timer.due) && self.after_wake.is_none() {
+                // What went wrong stands in the record, and is tried again.
+                let _ = self.wake("timer").await;
+                continue;
             }
             let learns = self.learn_when_due(now).await;
             let stays_hot = self.look(now).await;
@@ -52,9 +60,17 @@ impl App {
                 Decision::Wait { until, why } => {
                     let look = self.stays_hot.as_ref().map(|(at, _)| *at + policy::LOOK_EVERY);
                     self.next = stays_hot.unwrap_or(why);
+                    let mut timer_look = None;
+                    if let Some(timer) = timer.filter(|timer| !timer.due) {
+                        self.next = said_with(&self.next, &timer);
+                        timer_look = Some(now + timer.look_in);
+                    }
                     self.stand_by().await;
                     let retry = self.after_wake.map(|after| after.retry_at);
-                    return [until, look, retry, learns].into_iter().flatten().min();
+                    return [until, look, retry, learns, timer_look]
+                        .into_iter()
+                        .flatten()
+                        .min();
                 }
                 Decision::Now { why } => match self.state() {
                     State::Hot => drop(self.sleep(&why).await),
@@ -66,6 +82,32 @@ impl App {
                         }
                     }
                 },
+            }
+        }
+    }
+
+    /// What is known of its timers, for its owner.
+    pub(super) fn timer_words(&self) -> Vec<String> {
+        let sleep = self.state().asleep().then_some(&self.record.checkpoint.sleep);
+        timers::explain(self.config.timers, &self.config.wake.at, sleep)
+    }
+
+    /// What it is due by while it sleeps.
+    fn timer(&mut self) -> Option<timers::Next> {
+        if !self.state().asleep() || self.going_down {
+            return None;
+        }
+        let due = timers::Due {
+            policy: self.config.timers,
+            lines: &self.config.wake.at,
+            sleep: &self.record.checkpoint.sleep,
+            since: self.record.situation.since,
+        };
+        match clocks::read() {
+            Ok(clocks) => self.timers.next(&due, Timestamp::now(), &clocks),
+            Err(error) => {
+                tracing::warn!(app = self.config.name, %error, "cannot read the clocks: no timer wakes it");
+                None
             }
         }
     }
@@ -176,5 +218,15 @@ impl App {
                 self.upload_failures
             },
         })
+    }
+}
+
+/// What an app waits for, and what it is due by besides.
+fn said_with(next: &str, timer: &timers::Next) -> String {
+    let wakes = format!("wakes at {} ({})", timer.at, timer.what);
+    if next.is_empty() {
+        wakes
+    } else {
+        format!("{next}; {wakes}")
     }
 }

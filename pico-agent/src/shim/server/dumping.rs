@@ -4,13 +4,14 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{DUMP_LOG, DumpStep, Shim, Work, micros, open_dir, read_clocks, source};
+use super::{DUMP_LOG, DumpStep, Shim, Work, micros, open_dir, source};
 use crate::checkpoint::local::IMAGES_DIR;
+use crate::clocks;
 use crate::criu::rpc::{self, Common};
 use crate::failpoint;
 use crate::shim::dump::Assembly;
 use crate::shim::locked::locked_memory;
-use crate::shim::protocol::{DumpSummary, Event, Phase};
+use crate::shim::protocol::{DumpSummary, Event, Phase, Sleep};
 use crate::shim::swrk::{Place, Swrk};
 
 impl Shim {
@@ -133,7 +134,7 @@ impl Shim {
                 (known, pager.objects().to_vec())
             }
         };
-        let clocks = read_clocks().map_err(|error| format!("the clocks: {error}"))?;
+        let clocks = clocks::read().map_err(|error| format!("the clocks: {error}"))?;
         let assembly = Assembly {
             checkpoint,
             pages: &self.config.pages,
@@ -144,6 +145,7 @@ impl Shim {
             stdio: self.stdio_inodes,
             clocks,
         };
+        let stopped = assembly.clocks.clone();
         let made = assembly.assemble().map_err(|error| error.to_string())?;
         Ok(DumpSummary {
             stored_pages: made.stored_pages,
@@ -151,6 +153,10 @@ impl Shim {
             unchanged_pages: made.unchanged_pages,
             zero_pages: made.zero_pages,
             image_bytes: made.image_bytes,
+            sleep: Sleep {
+                clocks: stopped,
+                timers: made.timers,
+            },
             frozen_us: micros(since.elapsed()),
         })
     }

@@ -11,8 +11,9 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::SockType;
 
 use super::ends::{Deadline, RESTORE_TIMEOUT};
-use super::{RESTORE_LOG, Shim, Work, micros, open_dir, read_clocks, source};
+use super::{RESTORE_LOG, Shim, Work, micros, open_dir, source};
 use crate::checkpoint::local::IMAGES_DIR;
+use crate::clocks;
 use crate::criu::rpc::{self, Common};
 use crate::failpoint;
 use crate::pager::Pager;
@@ -131,7 +132,7 @@ impl Shim {
         failpoint::reach("shim.restoring");
         let images = self.config.work.join(IMAGES_DIR);
         let _ = fs::remove_dir_all(&images);
-        let now = read_clocks().map_err(|error| words("the clocks", &error))?;
+        let now = clocks::read().map_err(|error| words("the clocks", &error))?;
         let prepared = restore::prepare(checkpoint, &images, &self.config.root, &now).map_err(|error| {
             self.permanent = error.is_permanent();
             error.to_string()

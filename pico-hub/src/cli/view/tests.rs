@@ -35,6 +35,18 @@ fn whole_app() -> v1::App {
             }),
             restart: v1::Restart::OnFailure.into(),
             wake_on_dns: v1::WakeOnDns::Prefetch.into(),
+            connections: v1::Connections::StayAwake.into(),
+            prefetch: v1::PrefetchMode::PerPort.into(),
+            wake: Some(v1::WakeRules {
+                deny: vec!["192.0.2.0/24".into()],
+                at: vec!["30 3 * * *".into()],
+                ..v1::WakeRules::default()
+            }),
+            probes: vec![v1::Probe {
+                from: "192.0.2.9/32".into(),
+                http: 200,
+                body: String::new(),
+            }],
             sandbox: Some(v1::Sandbox {
                 capabilities: vec!["CAP_NET_RAW".into()],
                 ..v1::Sandbox::default()

@@ -46,20 +46,29 @@ fn checked(result: libc::c_int) -> Result<libc::c_int> {
     }
 }
 
-/// Arms one timer of each kind to fire once after `time`.
-pub fn arm(time: Duration) -> Result<()> {
+/// Arms one timer of each kind to fire after `time`, and every `period` from then on; 0: once. The timerfd is closed when it
+/// has fired.
+pub fn arm(time: Duration, period: Duration) -> Result<()> {
     FIRED.iter().for_each(|fired| fired.store(0, Ordering::SeqCst));
-    let seconds = i64::try_from(time.as_secs())?;
-    let nanoseconds = i64::from(time.subsec_nanos());
+    let timespec = |time: Duration| -> Result<libc::timespec> {
+        Ok(libc::timespec {
+            tv_sec: i64::try_from(time.as_secs())?,
+            tv_nsec: i64::from(time.subsec_nanos()),
+        })
+    };
+    let timeval = |time: Duration| -> Result<libc::timeval> {
+        Ok(libc::timeval {
+            tv_sec: i64::try_from(time.as_secs())?,
+            tv_usec: i64::from(time.subsec_micros()),
+        })
+    };
     let value = libc::itimerspec {
-        it_interval: libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        },
-        it_value: libc::timespec {
-            tv_sec: seconds,
-            tv_nsec: nanoseconds,
-        },
+        it_interval: timespec(period)?,
+        it_value: timespec(time)?,
+    };
+    let interval = libc::itimerval {
+        it_interval: timeval(period)?,
+        it_value: timeval(time)?,
     };
     // SAFETY: plain system calls on values of this function; the thread owns the descriptor.
     let timerfd = unsafe {
@@ -101,16 +110,6 @@ pub fn arm(time: Duration) -> Result<()> {
             std::ptr::null_mut(),
         ))?;
         libc::signal(libc::SIGALRM, on_itimer as *const () as libc::sighandler_t);
-        let interval = libc::itimerval {
-            it_interval: libc::timeval {
-                tv_sec: 0,
-                tv_usec: 0,
-            },
-            it_value: libc::timeval {
-                tv_sec: seconds,
-                tv_usec: nanoseconds / 1000,
-            },
-        };
         checked(libc::setitimer(
             libc::ITIMER_REAL,
             &raw const interval,

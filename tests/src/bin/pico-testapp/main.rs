@@ -180,7 +180,11 @@ fn run(line: &str) -> Result<String> {
         "exit" => std::process::exit(rest.parse()?),
         "abort" => std::process::abort(),
         "clock" => clocks::now(),
-        "timers" => clocks::arm(Duration::from_millis(rest.parse()?)).map(ok),
+        "timers" => {
+            let (time, period) = rest.split_once(' ').unwrap_or((rest, "0"));
+            let ms = |text: &str| Ok::<_, anyhow::Error>(Duration::from_millis(text.parse()?));
+            clocks::arm(ms(time)?, ms(period)?).map(ok)
+        }
         "fired" => Ok(clocks::fired()),
         "fill" => memory::fill(rest.parse()?),
         "verify" => memory::verify(),
