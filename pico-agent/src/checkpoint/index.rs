@@ -5,6 +5,7 @@
 //! one put them, so an index may point into objects of many generations, but a page is always found with one
 //! look, never along a chain. Pure: no I/O, no knowledge of CRIU or userfaultfd.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -280,6 +281,7 @@ impl PageIndex {
         let objects = reader.count(MAX_OBJECTS, 24)?;
         let spaces = reader.count(MAX_SPACES, 16)?;
         let mut index = PageIndex::default();
+        let mut known = HashSet::new();
         for _ in 0..objects {
             let id = ObjectId {
                 generation: reader.number()?,
@@ -293,7 +295,7 @@ impl PageIndex {
         }
         for _ in 0..spaces {
             let id = reader.small("address space")?;
-            if index.space(id).is_some() {
+            if !known.insert(id) {
                 return Err(IndexError::Invalid("an address space twice"));
             }
             let runs = reader.count(MAX_RUNS, 32)?;

@@ -1,0 +1,7 @@
+//! Fuzzes CRIU's own files.
+#![no_main]
+
+#[path = "../entries.rs"]
+mod entries;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| entries::criu(bytes));

@@ -1,0 +1,7 @@
+//! Fuzzes the page index.
+#![no_main]
+
+#[path = "../entries.rs"]
+mod entries;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| entries::index(bytes));
