@@ -29,6 +29,9 @@ pub const DEFAULT_PATH: &str = "/etc/pico/agent.toml";
 /// Where the agent keeps its state when it is told nothing.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/pico";
 
+/// What sleeping apps may keep on the disk when the agent is told nothing.
+pub const DEFAULT_CACHE: Size = Size(10 << 30);
+
 /// How many warm apps have what a wake needs standing by when the agent is told nothing.
 pub const DEFAULT_STANDBY: usize = 64;
 
@@ -45,6 +48,9 @@ pub struct Config {
     pub shim: Option<PathBuf>,
     /// A CRIU binary, or a private root directory that holds one; `None`: looked for.
     pub criu: Option<PathBuf>,
+    /// Bytes that sleeping apps may keep on this host's disk. Beyond them, what was not used for longest and lies in the
+    /// store is given up; 0: what lies in the store is not kept.
+    pub cache: Size,
     /// How many warm apps have a shim and a CRIU standing by, which makes their wakes short and takes a few MiB each.
     pub standby: usize,
     /// Where Prometheus reads what the agent counts; `None`: nowhere. Whoever reaches it may read it.
@@ -348,6 +354,7 @@ impl Config {
             instance: top.instance,
             shim: top.shim,
             criu: top.criu,
+            cache: top.cache,
             standby: top.standby,
             metrics: top.metrics,
             network,
@@ -457,6 +464,7 @@ struct Top {
     instance: String,
     shim: Option<PathBuf>,
     criu: Option<PathBuf>,
+    cache: Size,
     standby: usize,
     metrics: Option<SocketAddr>,
 }
@@ -468,6 +476,7 @@ impl Default for Top {
             instance: String::new(),
             shim: None,
             criu: None,
+            cache: DEFAULT_CACHE,
             standby: DEFAULT_STANDBY,
             metrics: None,
         }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::app::{AppHandle, Command, now};
 use super::apps::{Apps, link_name, records};
+use super::cache::Cache;
 use super::exec::{Exec, Running};
 use super::explain::{Known, explain};
 use super::host::Host;
@@ -285,6 +286,7 @@ async fn open_host(
         store,
         cgroups,
         criu,
+        cache: Cache::new(config.cache.0),
         standbys: Arc::new(Semaphore::new(config.standby)),
         shim: config.shim(),
         hidden: hidden.into_iter().flatten().collect(),

@@ -3,14 +3,16 @@
 //! done in [`super::swap_in`], [`super::swap_out`] and [`super::start`].
 //!
 //! Here: what an actor is, and what it is asked. `due`: what it does by the clock; `ends`: how runs end; `upload`: its
-//! checkpoint on the way to the store; `prefetch`: what it needs first on the way back; `standby`: a warm app's wake made ready; `bookkeeping`: record and view;
-//! `parts`: the parts of its sandbox; `beside`: commands that run in it besides; `registered`: what the hub asks of its
-//! apps besides; `learns`: what its runs teach of its pages.
+//! checkpoint on the way to the store; `prefetch`: what it needs first on the way back; `kept`: what it keeps on the disk
+//! asleep; `standby`: a warm app's wake made ready; `bookkeeping`: record and view; `parts`: the parts of its sandbox;
+//! `beside`: commands that run in it besides; `registered`: what the hub asks of its apps besides; `learns`: what its
+//! runs teach of its pages.
 
 mod beside;
 mod bookkeeping;
 mod due;
 mod ends;
+mod kept;
 mod learns;
 mod parts;
 mod prefetch;
@@ -23,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::beside::Beside;
 use self::bookkeeping::first_detail;
@@ -155,6 +157,10 @@ pub(super) struct App {
     pub fetching: Arc<AtomicUsize>,
     commands: mpsc::UnboundedReceiver<Command>,
     view: watch::Sender<View>,
+    /// What was said of what it keeps on the disk was so in this situation: state, generation, whether that is in the store.
+    counted: Option<(State, u64, bool)>,
+    /// Others need the place of what it keeps.
+    give_way: Arc<Notify>,
     warm_since: Monotonic,
     sleep_failures: Failures,
     /// Why it cannot sleep, as far as was seen when it was last looked at, while it is hot.
@@ -229,6 +235,8 @@ impl App {
             fetching: Arc::default(),
             commands,
             view,
+            counted: None,
+            give_way: Arc::default(),
             warm_since: now(),
             sleep_failures: Failures::default(),
             stays_hot: None,
@@ -266,7 +274,9 @@ impl App {
         loop {
             let deadline = self.decide().await;
             self.mind_gate().await;
+            self.count_kept().await;
             self.publish();
+            let give_way = self.give_way.clone();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     None => return,
@@ -289,6 +299,7 @@ impl App {
                 event = shim_event(&mut self.live) => self.shim_event(event).await,
                 stored = uploaded(&mut self.upload) => self.uploaded(stored),
                 fetched = prefetched(&mut self.prefetch) => self.prefetched(fetched),
+                () = give_way.notified() => self.give_way().await,
                 () = standby::ended(&mut self.standby) => self.standby_ended().await,
                 () = wait_until(deadline) => {}
             }

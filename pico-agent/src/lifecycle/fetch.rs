@@ -1,4 +1,4 @@
-//! A checkpoint's way from the store. Everything is checked before it is used.
+//! A checkpoint's way from the store. Everything is checked before it is used, also what this host has kept of it.
 //!
 //! What a wake needs first is asked for in one wave: bundle, index, files, block sums and the newest pages, none of which
 //! waits for another's answer, and how many these are does not depend on how many generations the app has been through.
@@ -20,7 +20,7 @@ use super::transfer::{BUNDLE, FILES, INDEX, Remote, TransferError, at, blocking,
 use crate::checkpoint::BLOCK_SIZE;
 use crate::checkpoint::archive::{self, Budget};
 use crate::checkpoint::bundle;
-use crate::checkpoint::hash::{HASH_SIZE, Hash, Hashing, block_len, sums_len, verify_block};
+use crate::checkpoint::hash::{Digest, HASH_SIZE, Hash, Hashing, block_len, sums_len, verify_block};
 use crate::checkpoint::index::{ObjectId, PageIndex};
 use crate::checkpoint::keys;
 use crate::checkpoint::local::{DUMP_FILE, IMAGES_DIR, INDEX_FILE};
@@ -48,12 +48,14 @@ impl Remote {
             return Err(TransferError::Content { what, reason });
         }
         let fetched = self.paths.transfer(generation);
-        blocking({
+        let cache = blocking({
             let (fetched, pages) = (fetched.clone(), self.paths.pages());
             move || {
-                let _ = fs::remove_dir_all(&fetched);
                 fs::create_dir_all(&fetched).map_err(at(&fetched))?;
-                fs::create_dir_all(&pages).map_err(at(&pages))
+                let cache = PageCache::open(pages)?;
+                // Copies that were kept: whether they are right shows when they are read.
+                cache.distrust()?;
+                Ok(cache)
             }
         })
         .await?;
@@ -65,7 +67,8 @@ impl Remote {
         };
         let newest = || {
             let pages = manifest.pages.iter();
-            pages.filter(|page| page.generation == generation)
+            let newest = pages.filter(|page| page.generation == generation);
+            newest.filter(|page| !cache.has_some_of(page.generation, page.number))
         };
         let few = newest().map(|page| page.bytes).sum::<u64>() <= FIRST_PAGES_BYTES
             && newest().count() < manifest.pages.len();
@@ -99,8 +102,13 @@ impl Remote {
         Ok(Manifest::decode(&document, &limits)?)
     }
 
-    /// Fetches an object into the file `to`, a large one in ranges side by side, and checks it. Memory does not grow with it.
+    /// Fetches an object into the file `to`, if it is not there already, a large one in ranges side by side, and checks it.
+    /// Memory does not grow with it.
     pub(super) async fn fetch(&self, object: &manifest::Object, to: PathBuf) -> Result<(), TransferError> {
+        let (kept, digest) = (to.clone(), object.digest());
+        if blocking(move || Ok(is_kept(&kept, digest))).await? {
+            return Ok(());
+        }
         let file = blocking({
             let to = to.clone();
             move || {
@@ -120,12 +128,7 @@ impl Remote {
             }
         });
         arrived.await?;
-        let digest = blocking(move || {
-            let mut hash = Hashing::new(io::sink());
-            let mut file = &*file;
-            io::copy(&mut file, &mut hash).map_err(at(&to))?;
-            Ok(hash.digest())
-        });
+        let digest = blocking(move || digest_of(&file).map_err(at(&to)));
         if digest.await? == object.digest() {
             return Ok(());
         }
@@ -157,7 +160,13 @@ impl Remote {
     /// When the store does not answer, or the block is not what was stored.
     pub async fn fetch_block(&self, object: ObjectId, block: u64) -> Result<(), TransferError> {
         let remote = self.clone();
-        let source = blocking(move || remote.sources.get(&remote.paths, object)).await?;
+        let source = blocking(move || {
+            let source = remote.sources.get(&remote.paths, object)?;
+            Ok((!source.take_kept(block)?).then_some(source))
+        });
+        let Some(source) = source.await? else {
+            return Ok(());
+        };
         let length = block_len(source.page.bytes, block).ok_or_else(|| TransferError::Content {
             what: "the page index",
             reason: format!("page object {object} has no block {block}"),
@@ -217,6 +226,21 @@ struct Source {
 }
 
 impl Source {
+    /// Whether this host has the block, or has kept it; it is readers' from now on.
+    fn take_kept(&self, block: u64) -> Result<bool, TransferError> {
+        // It arrived since it was asked for.
+        if self.file.present(block) {
+            return Ok(true);
+        }
+        match self.file.kept(block) {
+            Some(data) if self.known.verify(&self.page, block, &data).is_ok() => {
+                self.file.write_block(block, &data)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
     fn write_block(&self, block: u64, data: &[u8]) -> Result<(), TransferError> {
         self.known.verify(&self.page, block, data)?;
         Ok(self.file.write_block(block, data)?)
@@ -239,10 +263,8 @@ impl Known {
         let document = fs::read(&path).map_err(at(&path))?;
         let manifest = Manifest::decode(&document, &manifest::Limits::default())?;
         let path = paths.sums(manifest.generation);
-        let mut sums = File::open(&path).map_err(at(&path))?;
-        let mut hash = Hashing::new(io::sink());
-        io::copy(&mut sums, &mut hash).map_err(at(&path))?;
-        if hash.digest() != manifest.sums.digest() {
+        let sums = File::open(&path).map_err(at(&path))?;
+        if digest_of(&sums).map_err(at(&path))? != manifest.sums.digest() {
             let reason = format!("{} is not what the manifest says", path.display());
             let what = "the block sums on this host";
             return Err(TransferError::Content { what, reason });
@@ -293,6 +315,19 @@ impl Known {
             .map_err(at(&self.path))?;
         verify_block(page.bytes, block, data, Hash(sum)).map_err(|_| damaged())
     }
+}
+
+/// Whether a file is there and is what it must be.
+fn is_kept(path: &Path, digest: Digest) -> bool {
+    let file = File::open(path).ok();
+    let file = file.filter(|file| file.metadata().is_ok_and(|meta| meta.len() == digest.bytes));
+    file.is_some_and(|file| digest_of(&file).is_ok_and(|found| found == digest))
+}
+
+fn digest_of(mut file: &File) -> io::Result<Digest> {
+    let mut hash = Hashing::new(io::sink());
+    io::copy(&mut file, &mut hash)?;
+    Ok(hash.digest())
 }
 
 /// Removes the block sums that belong to no manifest any more but that of `generation`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::cache::Cache;
 use super::costs::Measured;
 use super::traces::Traces;
 use crate::criu::command::Criu;
@@ -32,6 +33,8 @@ pub struct Host {
     pub cgroups: CgroupTree,
     /// How CRIU is started.
     pub criu: Criu,
+    /// What sleeping apps may keep on the disk.
+    pub cache: Cache,
     /// How many shims may stand by for warm apps.
     pub standbys: Arc<Semaphore>,
     /// The `pico-shim` program.

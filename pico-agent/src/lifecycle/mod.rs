@@ -8,6 +8,7 @@
 //!   app is due by the clock, what is remembered, why an app is as it is
 //! * [`transfer`]: checkpoints to the object store; `publish`: which of them is the current one; `fetch`: their way back
 //! * [`traces`]: what tracing tells, taken to its app; [`learning`]: what that teaches, and its file; [`costs`]: what pages cost
+//! * [`cache`]: which apps give up what they keep on this host's disk
 //! * [`host`], [`paths`]: what apps share, and where an app's things lie
 //!
 //! Uses gate, sandbox, shim, probes and store; none of them knows it, nor each other.
@@ -15,6 +16,7 @@
 pub mod agent;
 mod app;
 mod apps;
+pub mod cache;
 pub mod costs;
 mod doorway;
 pub mod exec;

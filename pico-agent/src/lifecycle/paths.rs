@@ -95,8 +95,13 @@ impl AppPaths {
         self.dir.join("trace")
     }
 
-    /// Objects of a checkpoint on their way to or from the store.
+    /// Objects of checkpoints on their way to or from the store, or kept for a wake from cold.
+    pub fn transfers(&self) -> PathBuf {
+        self.dir.join("transfer")
+    }
+
+    /// Those of one checkpoint.
     pub fn transfer(&self, generation: u64) -> PathBuf {
-        self.dir.join("transfer").join(generation.to_string())
+        self.transfers().join(generation.to_string())
     }
 }

@@ -279,9 +279,10 @@ impl App {
         let _ = remove_pages(&self.paths.pages(), of_it);
     }
 
-    /// Removes older checkpoints, and local copies of page objects that the newest one does not need.
+    /// Removes older checkpoints, their objects, and local copies of page objects that the newest one does not need.
     fn remove_old(&self, generation: u64) -> Result<(), String> {
         let words = |error: std::io::Error| error.to_string();
+        let _ = fs::remove_dir_all(self.paths.transfers());
         for dir in fs::read_dir(self.paths.checkpoints()).map_err(words)? {
             let dir = dir.map_err(words)?;
             if dir.file_name().to_str() != Some(&generation.to_string()) {

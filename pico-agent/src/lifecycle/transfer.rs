@@ -28,6 +28,8 @@ pub(super) const BUNDLE: &str = "bundle";
 pub(super) const INDEX: &str = "index";
 /// The writable layer.
 pub(super) const FILES: &str = "files";
+/// Directory of the block sums of single page objects.
+const PARTS: &str = "sums";
 
 /// Why a checkpoint could not be stored or fetched.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +144,8 @@ pub struct Remote {
     pub meter: Arc<Meter>,
     /// Page objects that are being fetched.
     pub sources: Sources,
+    /// Whether what was stored is kept on this host, too.
+    pub keeps: bool,
 }
 
 impl Remote {
@@ -192,7 +196,7 @@ impl Remote {
         let sums_key = keys::sums(&self.app, generation);
         let sums_path = self.paths.sums(generation);
         let sums = blocking({
-            let (pages, to, parts) = (pages.clone(), sums_path.clone(), transfer.clone());
+            let (pages, to, parts) = (pages.clone(), sums_path.clone(), transfer.join(PARTS));
             move || join_sums(&pages, known.as_deref(), &parts, &to)
         })
         .await?;
@@ -221,13 +225,25 @@ impl Remote {
         failpoint::reach("agent.uploaded");
         let etag = self.publish(generation, &bytes, previous).await?;
         failpoint::reach("agent.published");
-        let _ = fs::remove_dir_all(&transfer);
+        self.tidy(&transfer, &prepared.index_bytes);
         remove_other_sums(&self.paths, generation);
         self.collect_garbage(&manifest).await;
         Ok(Stored {
             etag,
             bytes: total_bytes(&manifest),
         })
+    }
+
+    /// Leaves of what was stored what a wake from cold needs first, if that is kept.
+    fn tidy(&self, transfer: &Path, index: &[u8]) {
+        let of_no_use = match self.keeps && fs::write(transfer.join(INDEX), index).is_ok() {
+            true => vec![transfer.join(IMAGES_DIR), transfer.join(PARTS)],
+            false => vec![transfer.to_owned()],
+        };
+        for dir in of_no_use {
+            // What stays goes with the next sleep.
+            let _ = fs::remove_dir_all(dir);
+        }
     }
 
     fn prepare(&self, checkpoint: &Path, generation: u64) -> Result<Prepared, TransferError> {
@@ -239,7 +255,9 @@ impl Remote {
         let dump: Dump = serde_json::from_slice(&dump_bytes).map_err(content("dump.json"))?;
         let transfer = self.paths.transfer(generation);
         fs::create_dir_all(&transfer).map_err(at(&transfer))?;
-        let staged = transfer.join("images");
+        let parts = transfer.join(PARTS);
+        fs::create_dir_all(&parts).map_err(at(&parts))?;
+        let staged = transfer.join(IMAGES_DIR);
         let _ = fs::remove_dir_all(&staged);
         fs::create_dir_all(&staged).map_err(at(&staged))?;
         let images = checkpoint.join(IMAGES_DIR);
@@ -282,7 +300,7 @@ impl Remote {
     /// Stores a page object; its block sums are left with what is on its way with checkpoint `generation`.
     async fn upload_pages(&self, id: ObjectId, generation: u64) -> Result<PageObject, TransferError> {
         let path = PageCache::open(self.paths.pages())?.complete_path(id.generation, id.number);
-        let sums = self.paths.transfer(generation).join(id.to_string());
+        let sums = self.paths.transfer(generation).join(PARTS).join(id.to_string());
         let bytes = blocking({
             let path = path.clone();
             move || {

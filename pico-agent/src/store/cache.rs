@@ -8,8 +8,11 @@
 //! # What can go wrong, and why a reader still never sees a byte that was not written
 //! * The agent dies between data and bit: the block counts as absent and is fetched again.
 //! * The host crashes: neither data nor bits need have reached the disk, in any order. The bitmap names
-//!   the boot it was made under, and one of another boot is thrown away with its data. A complete copy
-//!   is on disk before it gets its name.
+//!   the boot it was made under, and one of another boot is thrown away. A complete copy is on disk before
+//!   it gets its name.
+//!
+//! Data without a bit, of another boot or of an app that went cold, is nobody's: whoever writes may look at it
+//! ([`PageFile::kept`]), compare it with its checksum, and write it as if it had come from the store.
 //!
 //! `.present` is the magic `PICOPRES`, the version (4), zeros (4), the object's length (8), the boot id
 //! (36 characters, zero-filled to 40), then one bit per 64 KiB block, lowest first. Little-endian.
@@ -161,6 +164,28 @@ impl PageCache {
         PageReader::open(&self.paths(generation, number))
     }
 
+    /// From here on no copy is believed: their data stay, as what may be right. No writer may be open, and readers are
+    /// none of ours.
+    pub fn distrust(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.dir).map_err(at(&self.dir))? {
+            let path = entry.map_err(at(&self.dir))?.path();
+            match path.extension().and_then(|end| end.to_str()) {
+                Some("pages") => fs::rename(&path, path.with_extension("part")).map_err(at(&path))?,
+                Some("present") => missing_is_none(fs::remove_file(&path))
+                    .map(drop)
+                    .map_err(at(&path))?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether anything of a page object is here, be it right or not.
+    pub fn has_some_of(&self, generation: u64, number: u32) -> bool {
+        let Paths { complete, part, .. } = self.paths(generation, number);
+        complete.exists() || part.exists()
+    }
+
     /// Removes the copy of one page object, whatever there is of it. Readers that have it open can go on.
     pub fn remove(&self, generation: u64, number: u32) -> Result<()> {
         let Paths {
@@ -173,18 +198,6 @@ impl PageCache {
             missing_is_none(fs::remove_file(&path)).map_err(at(&path))?;
         }
         Ok(())
-    }
-
-    /// Bytes that all copies take on disk.
-    pub fn disk_bytes(&self) -> Result<u64> {
-        use std::os::unix::fs::MetadataExt;
-        let mut bytes = 0;
-        for entry in fs::read_dir(&self.dir).map_err(at(&self.dir))? {
-            let entry = entry.map_err(at(&self.dir))?;
-            let metadata = missing_is_none(entry.metadata()).map_err(at(&self.dir))?;
-            bytes += metadata.map_or(0, |m| m.blocks() * 512);
-        }
-        Ok(bytes)
     }
 
     fn sync(&self) -> Result<()> {
@@ -273,12 +286,14 @@ impl PageFile {
                 && bitmap.read_exact_at(&mut bits, HEADER_SIZE as u64).is_ok()
         };
         if !usable {
-            // No bit may be there before the old data is gone; a file cut to nothing has no bits, and
-            // without the header no reader trusts it.
+            // A file cut to nothing has no bits, and without the header no reader trusts it. Data of the right length
+            // stay: they may be what was stored.
             bitmap.set_len(0).map_err(at(&paths.present))?;
-            data.set_len(0)
-                .and_then(|()| data.set_len(bytes))
-                .map_err(at(&paths.part))?;
+            if data.metadata().map_err(at(&paths.part))?.len() != bytes {
+                data.set_len(0)
+                    .and_then(|()| data.set_len(bytes))
+                    .map_err(at(&paths.part))?;
+            }
             bits.fill(0);
             bitmap
                 .write_all_at(&bits, HEADER_SIZE as u64)
@@ -315,6 +330,14 @@ impl PageFile {
             .ok()
             .and_then(|byte| bits.get(byte))
             .is_some_and(|byte| byte & bit != 0)
+    }
+
+    /// What lies where a block that is not there belongs, right or wrong. `None`: nothing does, or it cannot be read.
+    pub fn kept(&self, block: u64) -> Option<Vec<u8>> {
+        let partial = self.partial.as_ref().filter(|_| !self.present(block))?;
+        let mut data = vec![0; block_len(self.bytes, block)?];
+        partial.data.read_exact_at(&mut data, block * BLOCK).ok()?;
+        data.iter().any(|byte| *byte != 0).then_some(data)
     }
 
     /// How many blocks are not there.

@@ -18,6 +18,8 @@ pub struct AgentConfig {
     /// A CRIU other than the one the agent finds by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub criu: Option<PathBuf>,
+    /// What sleeping apps may keep on the disk, as `64M`.
+    pub cache: String,
     /// Addresses and devices.
     pub network: NetworkConfig,
     /// Where checkpoints go.
@@ -241,6 +243,7 @@ mod tests {
             state_dir: "/var/tmp/x".into(),
             instance: "x".into(),
             criu: None,
+            cache: "0".into(),
             network: NetworkConfig {
                 tun: "pico0".into(),
                 v4: "10.77.0.0/16".into(),

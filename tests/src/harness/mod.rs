@@ -8,6 +8,7 @@ pub mod apps;
 pub mod bin;
 pub mod bpf;
 pub mod config;
+pub mod disk;
 pub mod hub;
 pub mod interrupt;
 pub mod leftovers;

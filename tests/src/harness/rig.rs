@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::agent::{cgroup_root, fail_points};
 use super::apps::{RealApp, TestApp};
 use super::config::{HubConfig, NetworkConfig, StoreConfig};
+use super::disk::SmallDisk;
 use super::hub::Hub;
 use super::leftovers::Leftovers;
 use super::process::{await_exit, output, tail};
@@ -30,6 +31,8 @@ pub struct Plan {
     criu: Option<PathBuf>,
     hub: bool,
     host_ports: Vec<String>,
+    cache: String,
+    state_disk: Option<String>,
 }
 
 /// A scenario under way.
@@ -44,6 +47,7 @@ pub struct Rig {
     /// The hub, where the plan has one.
     pub hub: Option<Hub>,
     leftovers: Leftovers,
+    state_disk: Option<SmallDisk>,
     dir: TempDir,
     _slot: Option<Slot>,
 }
@@ -63,6 +67,9 @@ impl Plan {
             criu: None,
             hub: false,
             host_ports: Vec::new(),
+            // Otherwise cold apps would wake from this host's disk, and nothing would be seen of the store.
+            cache: "0".into(),
+            state_disk: None,
         })
     }
 
@@ -133,6 +140,20 @@ impl Plan {
         self
     }
 
+    /// Lets sleeping apps keep so much on the disk, as `64M`: cold ones keep nothing otherwise.
+    #[must_use]
+    pub fn cache(mut self, bytes: &str) -> Self {
+        bytes.clone_into(&mut self.cache);
+        self
+    }
+
+    /// Gives the agent a disk of its own of so many bytes, as `64M`, for its state.
+    #[must_use]
+    pub fn state_disk(mut self, size: &str) -> Self {
+        self.state_disk = Some(size.to_owned());
+        self
+    }
+
     /// Uses another CRIU than the agent would.
     #[must_use]
     pub fn criu(mut self, criu: PathBuf) -> Self {
@@ -172,6 +193,7 @@ impl Plan {
             // Own process id and a counter: unique among all agents of this host.
             instance: format!("{}{}", std::process::id(), sequence()),
             criu: self.criu.clone(),
+            cache: self.cache.clone(),
             network: NetworkConfig {
                 host_ports: std::mem::take(&mut self.host_ports),
                 ..network(number)
@@ -219,6 +241,10 @@ impl Plan {
             });
         }
         let leftovers = Leftovers::before(&cgroup_root(&config.instance), self.dir.path().to_owned())?;
+        let disk = self.state_disk.as_ref();
+        let state_disk = disk
+            .map(|size| SmallDisk::on(&config.state_dir, size))
+            .transpose()?;
         let agent = Agent::start(config, self.dir.path())?;
         let mut rig = Rig {
             agent,
@@ -226,6 +252,7 @@ impl Plan {
             store,
             hub,
             leftovers,
+            state_disk,
             dir: self.dir,
             _slot: self.host_network,
         };
@@ -480,6 +507,7 @@ impl Rig {
         if let Some(mut hub) = self.hub.take() {
             hub.stop()?;
         }
+        self.state_disk = None;
         self.leftovers.after_except(self.store.pid())
     }
 

@@ -145,7 +145,11 @@ impl App {
         let checkpoint = &mut self.record.checkpoint;
         checkpoint.local = None;
         checkpoint.stored = None;
-        for dir in [self.paths.checkpoints(), self.paths.pages()] {
+        for dir in [
+            self.paths.checkpoints(),
+            self.paths.pages(),
+            self.paths.transfers(),
+        ] {
             let _ = fs::remove_dir_all(dir);
         }
     }

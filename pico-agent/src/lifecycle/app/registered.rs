@@ -64,6 +64,7 @@ impl App {
                 )
             })?;
         }
+        self.host.cache.forget(name);
         self.host.gate.unregister(name);
         self.host.traces.forget(self.number);
         let addresses = self.record.addresses;

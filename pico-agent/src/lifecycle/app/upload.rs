@@ -30,6 +30,7 @@ impl App {
             paths,
             meter: self.meter.clone(),
             sources: self.sources.clone(),
+            keeps: self.host.cache.is_on(),
         })
     }
 
@@ -111,7 +112,8 @@ impl App {
         }
     }
 
-    /// Gives up what this host has of a stored checkpoint; nothing of the app is left but its wake record.
+    /// Gives up what this host has of a stored checkpoint; nothing of the app is left but its wake record, and copies of what
+    /// is in the store, as far as there is a budget for them.
     pub(in crate::lifecycle) async fn go_cold(&mut self, why: &str) -> Result<(), Failure> {
         self.settle_upload(false).await;
         self.dismiss_standby().await;
@@ -125,31 +127,17 @@ impl App {
         self.save();
         failpoint::reach("agent.cold");
         self.release_sandbox().await;
-        let paths = self.paths.clone();
-        let removed = tokio::task::spawn_blocking(move || {
-            let dirs = [
-                paths.checkpoints(),
-                paths.pages(),
-                paths.upper(),
-                paths.overlay_work(),
-                paths.run(),
-                paths.root(),
-            ];
-            for dir in dirs.iter().chain([&paths.dir.join("transfer")]) {
-                match fs::remove_dir_all(dir) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err((dir.clone(), error));
-                    }
-                    _ => {}
-                }
-            }
-            Ok(())
-        });
-        match removed.await {
-            Ok(Ok(())) => {}
-            Ok(Err((path, error))) => tracing::error!(path = %path.display(), %error, "cannot remove"),
-            Err(error) => tracing::error!(%error, "cannot remove local state"),
+        let mut dirs = vec![
+            self.paths.checkpoints(),
+            self.paths.upper(),
+            self.paths.overlay_work(),
+            self.paths.run(),
+            self.paths.root(),
+        ];
+        if !self.host.cache.is_on() {
+            dirs.extend([self.paths.pages(), self.paths.transfers()]);
         }
+        self.remove_dirs(dirs).await;
         Ok(())
     }
 }
