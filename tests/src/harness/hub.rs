@@ -117,6 +117,11 @@ impl Hub {
         format!("http://{}", self.api)
     }
 
+    /// Where its API is, as an address.
+    pub fn api(&self) -> SocketAddr {
+        self.api
+    }
+
     /// Where its name server is.
     pub fn dns(&self) -> SocketAddr {
         self.dns

@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use hyper_util::rt::TokioIo;
 use pico_proto::v1;
 use pico_proto::v1::agent_message::Kind as Said;
 use pico_proto::v1::agent_service_client::AgentServiceClient;
@@ -14,7 +15,10 @@ use pico_proto::v1::hub_message::Kind as Heard;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
+use tower::service_fn;
 
+use super::give_way;
+use super::stamped::{Came, Stamped};
 use crate::harness::hub::{Bearer, Hub, runtime};
 
 /// Messages to the hub that may wait.
@@ -28,13 +32,16 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 struct Known {
     /// Labels by app id.
     labels: HashMap<String, String>,
-    /// When a client of an app was announced last, by label.
-    announced: HashMap<String, Instant>,
+    /// When the last announcement of an app's client came, by label; since the epoch.
+    announced: HashMap<String, Duration>,
 }
 
 /// An attached agent; it stays so until the hub ends.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sleeper(Arc<Mutex<Known>>);
+pub(super) struct Sleeper {
+    known: Arc<Mutex<Known>>,
+    came: Came,
+}
 
 impl Sleeper {
     /// Joins the hub and attaches.
@@ -45,10 +52,15 @@ impl Sleeper {
         let sleeper = Sleeper::default();
         let join = std::fs::read_to_string(hub.join_token()?)?;
         let join = Bearer::new(join.trim())?;
+        let (to, came) = (hub.api(), sleeper.came.clone());
+        let connect = service_fn(move |_| {
+            let came = came.clone();
+            async move { Stamped::connect(to, came).await.map(TokioIo::new) }
+        });
         let endpoint = Endpoint::from_shared(hub.url())?;
         let runtime = runtime()?;
         let (say, mut hear) = runtime.block_on(async {
-            let channel = endpoint.connect().await?;
+            let channel = endpoint.connect_with_connector(connect).await?;
             let request = v1::JoinRequest {
                 name: "sleeper".into(),
                 host: None,
@@ -66,29 +78,28 @@ impl Sleeper {
         })?;
         let own = sleeper.clone();
         std::thread::spawn(move || {
+            give_way()?;
             runtime.block_on(async {
                 let mut beat = tokio::time::interval(HEARTBEAT);
                 loop {
                     let answers = tokio::select! {
                         heard = hear.message() => match heard {
                             Ok(Some(v1::HubMessage { kind: Some(kind) })) => own.hear(kind),
-                            _ => return,
+                            _ => return Ok::<(), anyhow::Error>(()),
                         },
                         _ = beat.tick() => vec![Said::Heartbeat(v1::Heartbeat::default())],
                     };
                     for answer in answers {
-                        if say.send(message(answer)).await.is_err() {
-                            return;
-                        }
+                        say.send(message(answer)).await?;
                     }
                 }
-            });
+            })
         });
         Ok(sleeper)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hear(&self, kind: Heard) -> Vec<Said> {
@@ -98,10 +109,11 @@ impl Sleeper {
             }
             Heard::App(app) => self.asleep(app),
             Heard::Prefetch(v1::Prefetch { app_id, .. }) => {
-                let now = Instant::now();
+                // What was read together is as late as the last of it.
+                let came = self.came.last();
                 let mut known = self.known();
                 if let Some(label) = known.labels.get(&app_id).cloned() {
-                    known.announced.insert(label, now);
+                    known.announced.insert(label, came);
                 }
                 Vec::new()
             }
@@ -130,11 +142,11 @@ impl Sleeper {
         vec![Said::Report(report), Said::Outcome(outcome)]
     }
 
-    /// When a client of the app with this label was announced.
+    /// When the message came that announced a client of the app with this label, since the epoch.
     ///
     /// # Errors
     /// When none was.
-    pub(super) fn announced(&self, label: &str) -> Result<Instant> {
+    pub(super) fn announced(&self, label: &str) -> Result<Duration> {
         let known = self.known();
         let at = known.announced.get(label).copied();
         at.with_context(|| format!("nobody told the agent of a client of {label}"))
