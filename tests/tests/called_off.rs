@@ -138,13 +138,14 @@ fn an_unread_datagram_calls_a_swap_out_off_and_is_answered() -> Result<()> {
         socket.connect((rig.v4("a")?, PORT))?;
         socket.set_read_timeout(Some(Duration::from_secs(20)))?;
         let mut kept = app.connect()?;
-        ensure!(kept.ask("deaf 2000")? == "ok");
+        ensure!(kept.ask("deaf")? == "ok");
         // The call that waits already takes this one.
         ensure!(app.ask_udp("ping")? == "pong");
         socket.send(b"echo late")?;
         let refused = rig.agent.try_cli(&["app", "sleep", "a"])?;
         let message = String::from_utf8_lossy(&refused.stderr).into_owned();
         ensure!(message.contains("unread datagram"), "{message}");
+        ensure!(kept.ask("hear")? == "ok");
         let mut answer = [0; 16];
         let length = socket.recv(&mut answer)?;
         ensure!(&answer[..length] == b"late");
@@ -157,12 +158,13 @@ fn a_connection_not_yet_accepted_calls_a_swap_out_off_and_is_served() -> Result<
     Plan::new("unaccepted")?.test_app("a", awake)?.run(|rig| {
         let app = rig.ready("a")?;
         let mut kept = app.connect()?;
-        ensure!(kept.ask("deaf 2000")? == "ok");
+        ensure!(kept.ask("deaf")? == "ok");
         ensure!(app.ask("ping")? == "pong");
         let mut waiting = app.connect()?;
         let refused = rig.agent.try_cli(&["app", "sleep", "a"])?;
         let message = String::from_utf8_lossy(&refused.stderr).into_owned();
         ensure!(message.contains("not yet accepted"), "{message}");
+        ensure!(kept.ask("hear")? == "ok");
         ensure!(waiting.ask("ping")? == "pong");
         slept_at_last(rig)
     })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pico_tests::harness::apps::counter::Language;
-use pico_tests::harness::apps::{Bind, Counter, Nginx, RealApp, Redis};
+use pico_tests::harness::apps::{Bind, Counter, Nginx, Postgres, RealApp, Redis};
 use pico_tests::harness::rig::Plan;
 use pico_tests::harness::{soak, within};
 
@@ -19,7 +19,7 @@ fn swaps(mut app: impl RealApp) -> Result<()> {
         rig.agent.wait_state(name, "hot")?;
         within(START, || app.ready(at))?;
         app.fill(at)?;
-        for swap in 0..soak(4, 50) {
+        for swap in 0..soak(5, 50) {
             let tier = if swap % 2 == 0 { "warm" } else { "cold" };
             let of = || format!("{name}, swap {swap}, {tier}");
             rig.agent.sleep(name, tier).with_context(of)?;
@@ -36,6 +36,11 @@ fn redis_keeps_every_key() -> Result<()> {
 }
 
 #[test]
+fn postgres_under_pgbench_loses_no_transaction() -> Result<()> {
+    swaps(Postgres::default())
+}
+
+#[test]
 fn nginx_with_workers_keeps_serving_its_site() -> Result<()> {
     swaps(Nginx)
 }
@@ -46,7 +51,7 @@ fn bind_keeps_answering() -> Result<()> {
 }
 
 #[test]
-fn python_keeps_its_objects() -> Result<()> {
+fn python_keeps_its_objects_and_numpy_its_arrays() -> Result<()> {
     swaps(Counter::new(Language::Python))
 }
 

@@ -14,6 +14,8 @@ use crate::checkpoint::index::PAGE_SIZE;
 
 /// First word of every image (CRIU's `IMG_COMMON_MAGIC`).
 const COMMON_MAGIC: u32 = 0x5456_4319;
+/// First word of what CRIU writes beside images (`IMG_SERVICE_MAGIC`).
+const SERVICE_MAGIC: u32 = 0x5510_5940;
 
 /// `PE_LAZY` of a pagemap entry: the page may be restored on demand.
 const PAGE_LAZY: u64 = 1 << 1;
@@ -48,8 +50,20 @@ impl<'a> Image<'a> {
     /// # Errors
     /// When the magic number or a length is wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ImageError> {
+        Self::parse_as(bytes, COMMON_MAGIC)
+    }
+
+    /// The same for a file that CRIU writes beside images, as its statistics.
+    ///
+    /// # Errors
+    /// As [`Image::parse`].
+    pub fn parse_service(bytes: &'a [u8]) -> Result<Self, ImageError> {
+        Self::parse_as(bytes, SERVICE_MAGIC)
+    }
+
+    fn parse_as(bytes: &'a [u8], first_word: u32) -> Result<Self, ImageError> {
         let (magic, mut rest) = bytes.split_first_chunk::<8>().ok_or(ImageError::NotAnImage)?;
-        if magic[..4] != COMMON_MAGIC.to_le_bytes() {
+        if magic[..4] != first_word.to_le_bytes() {
             return Err(ImageError::NotAnImage);
         }
         let mut entries = Vec::new();

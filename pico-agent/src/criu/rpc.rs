@@ -16,6 +16,9 @@ const CGROUPS_IGNORE: u64 = 0;
 /// Deleted but open files up to this size travel in the checkpoint, in bytes.
 const GHOST_LIMIT: u64 = 64 << 20;
 
+/// Warnings and errors: the reason of a failure. The app stands still while more is written, a system call a line.
+const LOG_LEVEL: u64 = 2;
+
 /// What both directions need.
 #[derive(Debug, Clone)]
 pub struct Common<'a> {
@@ -31,7 +34,7 @@ fn options(common: &Common<'_>) -> Vec<u8> {
     let mut out = Vec::new();
     number(&mut out, 1, fd(common.images));
     number(&mut out, 17, fd(common.work));
-    number(&mut out, 9, 4); // log level: debug, for the reason of a failure
+    number(&mut out, 9, LOG_LEVEL);
     text(&mut out, 10, common.log);
     for flag in [
         5,  // tcp_established

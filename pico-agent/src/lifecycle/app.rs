@@ -29,6 +29,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::beside::Beside;
 use self::bookkeeping::first_detail;
+pub(super) use self::parts::Files;
 use self::prefetch::{Prefetch, prefetched};
 use self::standby::Standby;
 use self::upload::{Upload, join, uploaded};

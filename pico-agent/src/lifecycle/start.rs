@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::app::{App, STOP_GRACE};
+use super::app::{App, Files, STOP_GRACE};
 use super::policy::{self, Found, Recovery};
 use super::state::{Event, State};
 use super::swap_in::{NotRunning, Run, is_root_mounted, mount_root};
@@ -151,7 +151,7 @@ impl App {
         if self.state() == State::Stopping {
             self.apply(Event::Ended, why);
         }
-        self.release_sandbox().await;
+        self.release_sandbox(Files::Stay).await;
         self.forget_checkpoint();
         self.save();
         Ok(())

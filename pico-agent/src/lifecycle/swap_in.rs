@@ -200,7 +200,7 @@ impl App {
                 // below are replaced now.
                 let prefetch = self.prefetch.take();
                 if prefetch.is_none() {
-                    crate::sandbox::unmount_root(&self.root()).map_err(NotRunning::new)?;
+                    crate::sandbox::abandon_root(&self.root()).map_err(NotRunning::new)?;
                 }
                 let fetch = async move {
                     if App::join_prefetch(prefetch).await {

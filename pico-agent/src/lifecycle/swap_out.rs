@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::app::App;
 use super::state::{Event, State};
@@ -11,6 +11,7 @@ use crate::checkpoint::index::{ObjectId, PAGE_SIZE, PageIndex};
 use crate::checkpoint::local::INDEX_FILE;
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::criu::sockets::is_unaccepted;
+use crate::criu::stats::{DUMP_STATS, frozen};
 use crate::failpoint;
 use crate::shim::protocol::{self as shim, DumpSummary, Exit, Request};
 use crate::units::Timestamp;
@@ -208,7 +209,13 @@ impl App {
     }
 
     async fn slept(&mut self, generation: u64, summary: &DumpSummary, why: &str) {
-        tracing::info!(app = self.config.name, generation, ?summary, "swapped out");
+        tracing::info!(
+            app = self.config.name,
+            generation,
+            frozen_us = self.frozen().map(|time| time.as_micros()),
+            ?summary,
+            "swapped out"
+        );
         if let Some(live) = self.live.take() {
             self.end_run(live.cgroup).await;
         }
@@ -228,6 +235,19 @@ impl App {
         self.sources.close();
         if let Err(error) = self.remove_old(generation) {
             tracing::warn!(app = self.config.name, error, "cannot remove old checkpoints");
+        }
+    }
+
+    /// How long the app stood still for the dump, by CRIU's reckoning.
+    fn frozen(&self) -> Option<Duration> {
+        let path = self.paths.run().join(DUMP_STATS);
+        let read = fs::read(&path).map_err(|error| error.to_string());
+        match read.and_then(|stats| frozen(&stats).map_err(|error| error.to_string())) {
+            Ok(time) => Some(time),
+            Err(error) => {
+                tracing::warn!(app = self.config.name, path = %path.display(), error, "CRIU's statistics");
+                None
+            }
         }
     }
 

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use cgroup::{Cgroup, CgroupError, CgroupTree, Limits};
 pub use mask::Mask;
 pub use process::{exec_in_sandbox, read_report};
-pub use rootfs::{RootSpec, forget_lower, mount_root, seed, unmount_root};
+pub use rootfs::{RootSpec, abandon_root, forget_lower, mount_root, seed, unmount_root};
 
 /// Everything that a fresh process needs to know to become an app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -108,12 +108,23 @@ pub fn mount_root(root: &RootSpec) -> Result<(), SandboxError> {
     })
 }
 
-/// Takes the mount away again; nothing happens if there is none.
+/// Takes the mount away again; nothing happens if there is none. Fails while anybody has a file of it open: the layers
+/// may be used again.
 pub fn unmount_root(root: &RootSpec) -> Result<(), SandboxError> {
     match umount2(&root.mountpoint, MntFlags::empty()) {
         // EINVAL: not a mount point.
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
         Err(e) => Err(SandboxError::file("unmount", &root.mountpoint)(e)),
+    }
+}
+
+/// Takes the mount away for good: its layers are about to be removed. Who still has a file of it open (a shell that
+/// stands in it, a backup) keeps what they have, and keeps nothing of ours: the mount goes with them.
+pub fn abandon_root(root: &RootSpec) -> Result<(), SandboxError> {
+    match umount2(&root.mountpoint, MntFlags::empty()) {
+        Err(nix::errno::Errno::EBUSY) => umount2(&root.mountpoint, MntFlags::MNT_DETACH)
+            .map_err(SandboxError::file("detach", &root.mountpoint)),
+        _ => unmount_root(root),
     }
 }
 

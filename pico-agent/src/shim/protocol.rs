@@ -187,8 +187,9 @@ pub struct DumpSummary {
     /// Its timers, and when it stopped.
     #[serde(default)]
     pub sleep: Sleep,
-    /// Time the app has stood still so far, in microseconds.
-    pub frozen_us: u64,
+    /// Time from the start of CRIU until all was ready, in microseconds.
+    #[serde(rename = "frozen_us")]
+    pub took_us: u64,
 }
 
 /// What must be known to tell when the timers of a sleeping app are due.

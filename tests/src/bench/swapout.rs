@@ -149,29 +149,32 @@ fn redis(
         progress(&format!("{of}: fill"));
         app.fill(at)?;
         sleep(rig, "redis")?;
-        let (mut frozen, mut stored) = (Samples::default(), Samples::default());
+        let mut frozen = Samples::default();
+        let (mut ready, mut stored) = (Samples::default(), Samples::default());
         for round in 0..rounds {
             interrupt::check()?;
             progress(&format!("{of}: swap-out {round}"));
             app.request(at, app.protocols()[0])?;
             let put = sleep(rig, "redis")?;
             stored.push(put.pages / MIB);
-            frozen.push(frozen_ms(rig)?);
+            let log = std::fs::read_to_string(rig.agent.log())?;
+            ready.push(last_ms(&log, "took_us: ")?);
+            frozen.push(last_ms(&log, "frozen_us=")?);
         }
         app.check(at).context("state after the swap-outs")?;
         outcome.row(of, "page bytes stored", "MiB", &stored)?;
+        outcome.row(of, "checkpoint ready after", "ms", &ready)?;
         median = outcome.row(of, "stood still", "ms", &frozen)?;
         Ok(())
     })?;
     Ok(median)
 }
 
-/// What the agent said of the last swap-out.
-fn frozen_ms(rig: &Rig) -> Result<f64> {
-    let log = std::fs::read_to_string(rig.agent.log())?;
+/// A time that the agent's log gives of the last swap-out, in microseconds after `name`.
+fn last_ms(log: &str, name: &str) -> Result<f64> {
     let (_, said) = log
-        .rsplit_once("frozen_us: ")
-        .context("no swap-out in the agent's log")?;
+        .rsplit_once(name)
+        .with_context(|| format!("no {name} in the agent's log"))?;
     let digits = said.split(|c: char| !c.is_ascii_digit()).next();
     let micros: f64 = digits.context("no number")?.parse()?;
     Ok(micros / 1e3)

@@ -38,12 +38,17 @@ const fn package(name: &'static str, why: &'static str, needs: &'static [Need]) 
     }
 }
 
-const fn service(name: &'static str, why: &'static str, unit: &'static str) -> Package {
+const fn service(
+    name: &'static str,
+    why: &'static str,
+    unit: &'static str,
+    needs: &'static [Need],
+) -> Package {
     Package {
         name,
         why,
         unit: Some(unit),
-        needs: RUN,
+        needs,
     }
 }
 
@@ -57,12 +62,24 @@ pub const PACKAGES: &[Package] = &[
         BUILD,
     ),
     package("ca-certificates", "cargo fetches crates over TLS", BUILD),
-    service("nginx", "an app: static site", "nginx.service"),
-    service("redis-server", "an app: 60 MB of keys", "redis-server.service"),
+    service("nginx", "an app: static site", "nginx.service", RUN),
+    service(
+        "redis-server",
+        "an app: 60 MB of keys",
+        "redis-server.service",
+        RUN,
+    ),
     package("redis-tools", "fills and asks redis", RUN),
-    service("bind9", "an app: DNS over UDP and TCP", "named.service"),
+    service("bind9", "an app: DNS over UDP and TCP", "named.service", RUN),
     package("bind9-dnsutils", "asks BIND (dig)", RUN),
+    service(
+        "postgresql",
+        "an app: a database under pgbench",
+        "postgresql.service",
+        TEST,
+    ),
     package("python3", "an app: objects of an interpreter", TEST),
+    package("python3-numpy", "an app: arrays of a library in C", TEST),
     package("nodejs", "an app: a JavaScript heap", TEST),
     package("openjdk-17-jdk-headless", "an app: a Java virtual machine", TEST),
     package("curl", "asks nginx", RUN),

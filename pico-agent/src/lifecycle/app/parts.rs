@@ -9,9 +9,18 @@ use super::{App, Live, STOP_GRACE, now};
 use crate::config::Root;
 use crate::pager::PagerStats;
 use crate::sandbox::net::NetSpec;
-use crate::sandbox::{Cgroup, Mask, RootSpec};
+use crate::sandbox::{Cgroup, Mask, RootSpec, abandon_root, unmount_root};
 use crate::shim::client::ShimClient;
 use crate::shim::protocol as shim;
+
+/// What becomes of the app's files when its sandbox goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::lifecycle) enum Files {
+    /// It will run on them again.
+    Stay,
+    /// They are removed from this host.
+    Go,
+}
 
 impl App {
     /// The network of the app.
@@ -75,7 +84,7 @@ impl App {
     }
 
     /// Undoes network, mount and cgroup of an app that does not run.
-    pub(in crate::lifecycle) async fn release_sandbox(&mut self) {
+    pub(in crate::lifecycle) async fn release_sandbox(&mut self, files: Files) {
         // The shim's mount namespace holds the root until its last process is gone.
         if let Ok(shim) = self.host.cgroups.shim(&self.config.name)
             && shim.path().exists()
@@ -88,7 +97,11 @@ impl App {
         if let Err(error) = crate::sandbox::net::remove(&self.net()).await {
             tracing::error!(app = self.config.name, %error, "cannot remove the network");
         }
-        if let Err(error) = crate::sandbox::unmount_root(&self.root()) {
+        let unmounted = match files {
+            Files::Stay => unmount_root(&self.root()),
+            Files::Go => abandon_root(&self.root()),
+        };
+        if let Err(error) = unmounted {
             tracing::error!(app = self.config.name, %error, "cannot unmount the root");
         }
         for group in [

@@ -23,7 +23,7 @@ impl App {
         }
         let Some(remote) = self.remote() else { return };
         // Still mounted after a wake that failed: the files below are replaced now.
-        if let Err(error) = crate::sandbox::unmount_root(&self.root()) {
+        if let Err(error) = crate::sandbox::abandon_root(&self.root()) {
             tracing::warn!(app = self.config.name, %error, "nothing is fetched ahead");
             return;
         }

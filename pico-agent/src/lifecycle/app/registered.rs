@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::App;
+use super::parts::Files;
 use crate::config::AppConfig;
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::lifecycle::registration;
@@ -54,7 +55,7 @@ impl App {
         if self.state() == State::Stopping {
             self.apply(Event::Ended, "deleted by its owner");
         }
-        self.release_sandbox().await;
+        self.release_sandbox(Files::Go).await;
         let name = &self.config.name;
         if let Some(remote) = self.remote() {
             remote.remove().await.map_err(|error| {

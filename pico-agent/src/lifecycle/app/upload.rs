@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::JoinHandle;
 
+use super::parts::Files;
 use super::{App, now};
 use crate::control::protocol::Failure;
 use crate::failpoint;
@@ -126,7 +127,7 @@ impl App {
         // The record first: what is left after a crash here is removed by the next wake.
         self.save();
         failpoint::reach("agent.cold");
-        self.release_sandbox().await;
+        self.release_sandbox(Files::Go).await;
         let mut dirs = vec![
             self.paths.checkpoints(),
             self.paths.upper(),

@@ -157,7 +157,7 @@ impl Shim {
                 clocks: stopped,
                 timers: made.timers,
             },
-            frozen_us: micros(since.elapsed()),
+            took_us: micros(since.elapsed()),
         })
     }
 

@@ -11,14 +11,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
-/// Until then, what comes waits in the sockets. A call that waits already takes one more.
-static DEAF_UNTIL: Mutex<Option<Instant>> = Mutex::new(None);
+/// While it is, what comes waits in the sockets. A call that waits already takes one more.
+static DEAF: AtomicBool = AtomicBool::new(false);
 /// Kept open: an io_uring, which CRIU refuses to dump.
 static RING: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
@@ -73,9 +73,7 @@ fn accept(listener: &TcpListener) -> Result<()> {
 
 /// Whether neither connections nor datagrams are to be taken now.
 fn deaf() -> bool {
-    DEAF_UNTIL
-        .lock()
-        .is_ok_and(|until| until.is_some_and(|until| Instant::now() < until))
+    DEAF.load(Ordering::SeqCst)
 }
 
 fn serve(stream: TcpStream) -> Result<()> {
@@ -161,9 +159,8 @@ fn run(line: &str) -> Result<String> {
             std::thread::spawn(memory::wait_at_page_start);
             Ok("ok".into())
         }
-        "deaf" => {
-            let until = Instant::now() + Duration::from_millis(rest.parse()?);
-            *DEAF_UNTIL.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(until);
+        "deaf" | "hear" => {
+            DEAF.store(command == "deaf", Ordering::SeqCst);
             Ok("ok".into())
         }
         // The same service by a connection that the app opens itself, and by one more port.

@@ -19,7 +19,7 @@ const NUMBERS: u32 = 100_000;
 /// What the server runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Language {
-    /// CPython.
+    /// CPython with numpy, which holds the numbers.
     Python,
     /// Node.js.
     Node,

@@ -5,6 +5,7 @@ pub mod bind;
 pub mod counter;
 pub mod dns;
 pub mod nginx;
+pub mod postgres;
 pub mod redis;
 pub mod testapp;
 
@@ -19,6 +20,7 @@ use super::AppConfig;
 pub use bind::Bind;
 pub use counter::Counter;
 pub use nginx::Nginx;
+pub use postgres::Postgres;
 pub use redis::Redis;
 pub use testapp::TestApp;
 
