@@ -161,6 +161,7 @@ async fn dump(client: &ShimClient, events: &mut UnboundedReceiver<Event>, dir: P
         .send(&Request::Dump {
             checkpoint: dir,
             generation,
+            synced: None,
         })
         .await
         .unwrap();

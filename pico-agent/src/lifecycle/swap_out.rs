@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::app::App;
 use super::state::{Event, State};
 use crate::checkpoint::index::{ObjectId, PAGE_SIZE, PageIndex};
-use crate::checkpoint::local::INDEX_FILE;
+use crate::checkpoint::local::{Clocks, INDEX_FILE};
+use crate::clocks;
 use crate::control::protocol::{ErrorCode, Failure};
 use crate::criu::sockets::is_unaccepted;
 use crate::criu::stats::{DUMP_STATS, frozen};
@@ -56,6 +57,7 @@ impl App {
         }
         self.settle_upload(false).await;
         self.learn().await;
+        let synced = self.sync_ahead().await;
         if self.state() != State::Hot {
             // It ended meanwhile.
             return Err(self.wrong_state(format!("an app that is {} cannot sleep", self.state())));
@@ -70,7 +72,7 @@ impl App {
         }
         failpoint::reach("agent.held");
         let generation = self.next_generation();
-        match self.swap_out(generation).await {
+        match self.swap_out(generation, synced).await {
             Outcome::Slept(summary) => {
                 self.slept(generation, &summary, why).await;
                 let written = summary.stored_pages * PAGE_SIZE + summary.image_bytes;
@@ -101,11 +103,26 @@ impl App {
         }
     }
 
-    async fn swap_out(&mut self, generation: u64) -> Outcome {
+    /// Writes to the disk what would otherwise be written while the app stands still: the checkpoint is made durable
+    /// together with the app's files, by `syncfs`, which waits for what everybody else has written too.
+    /// Tells when that began; `None` if it did not go well, which shows again when it counts.
+    async fn sync_ahead(&self) -> Option<Clocks> {
+        let dir = self.paths.dir.clone();
+        let sync = move || -> std::io::Result<Clocks> {
+            let began = clocks::read()?;
+            nix::unistd::syncfs(fs::File::open(dir)?)?;
+            Ok(began)
+        };
+        tokio::task::spawn_blocking(sync).await.ok()?.ok()
+    }
+
+    async fn swap_out(&mut self, generation: u64, synced: Option<Clocks>) -> Outcome {
         let Some(mut live) = self.live.take() else {
             return Outcome::Lost;
         };
-        let outcome = self.dump(&live.client, &mut live.events, generation).await;
+        let outcome = self
+            .dump(&live.client, &mut live.events, generation, synced)
+            .await;
         self.live = Some(live);
         outcome
     }
@@ -115,6 +132,7 @@ impl App {
         client: &crate::shim::client::ShimClient,
         events: &mut tokio::sync::mpsc::UnboundedReceiver<shim::Event>,
         generation: u64,
+        synced: Option<Clocks>,
     ) -> Outcome {
         let unfinished = self.paths.unfinished(generation);
         let _ = fs::remove_dir_all(&unfinished);
@@ -124,6 +142,7 @@ impl App {
         let request = Request::Dump {
             checkpoint: unfinished.clone(),
             generation,
+            synced,
         };
         if client.send(&request).await.is_err() {
             return Outcome::Lost;

@@ -14,6 +14,7 @@ use crate::pager::Known;
 use crate::sandbox::rootfs::RootSpec;
 use crate::store::cache::CacheError;
 
+use super::durable::sync_changed;
 use super::files::{FileError, at, image_at};
 use super::pages::LocalPages;
 use super::sift::{Sifted, sift};
@@ -67,6 +68,8 @@ pub struct Assembly<'a> {
     pub stdio: [u64; 2],
     /// When it stopped.
     pub clocks: Clocks,
+    /// When all of the file system was last made durable.
+    pub synced: Option<&'a Clocks>,
 }
 
 /// What [`Assembly::assemble`] made.
@@ -183,7 +186,9 @@ impl Assembly<'_> {
         self.write(INDEX_FILE, &index.encode())?;
         self.write(DUMP_FILE, &serde_json::to_vec(&dump)?)?;
         made.image_bytes = self.image_bytes()?;
-        sync(self.checkpoint)?;
+        let root = self.root;
+        let trees = [self.checkpoint, self.pages, &root.upper, &root.work];
+        sync_changed(&trees, self.synced, &self.clocks).map_err(at(self.checkpoint))?;
         Ok(made)
     }
 
@@ -300,10 +305,4 @@ fn copy_pages(from: &mut File, to: &mut File, pages: Range<u64>) -> io::Result<(
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(())
-}
-
-/// Makes everything on the checkpoint's file system durable: the images are some fifty files.
-fn sync(dir: &Path) -> Result<(), DumpError> {
-    let file = File::open(dir).map_err(at(dir))?;
-    Ok(nix::unistd::syncfs(file).map_err(|error| at(dir)(error.into()))?)
 }

@@ -12,10 +12,12 @@
 //! * [`swrk`]: one CRIU at work
 //! * [`dump`]: from CRIU's images to a checkpoint
 //! * [`restore`]: from a checkpoint to CRIU's images
+//! * `durable`: what a dump and the app have written reaches the disk
 //! * [`keeper`], [`socket`], [`pages`], [`stdio`], [`files`]: their parts
 
 pub mod client;
 pub mod dump;
+mod durable;
 pub mod files;
 pub mod keeper;
 mod locked;

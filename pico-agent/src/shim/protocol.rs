@@ -81,6 +81,9 @@ pub enum Request {
         checkpoint: PathBuf,
         /// Its generation.
         generation: u64,
+        /// When all of the file system was last made durable.
+        #[serde(default)]
+        synced: Option<Clocks>,
     },
     /// Answer to [`Event::DumpReady`].
     Commit {

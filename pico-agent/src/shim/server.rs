@@ -37,6 +37,7 @@ use super::socket::{listen_at, receive_packet};
 use super::stdio::LogPipe;
 use super::swrk::Swrk;
 use crate::checkpoint::index::AddressSpace;
+use crate::checkpoint::local::Clocks;
 use crate::logs::{LogWriter, Stream};
 use crate::pager::{Pager, Token};
 
@@ -84,21 +85,28 @@ fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> ShimErr
     }
 }
 
+/// A dump that was asked for.
+#[derive(Clone)]
+struct Asked {
+    /// Directory of the checkpoint.
+    checkpoint: PathBuf,
+    generation: u64,
+    /// When all of the file system was last made durable.
+    synced: Option<Clocks>,
+    since: Instant,
+}
+
 /// What CRIU is doing for us.
 enum Work {
     None,
     /// What forked children and locked memory miss is being filled before a dump.
     Filling {
-        checkpoint: PathBuf,
-        generation: u64,
-        since: Instant,
+        asked: Asked,
         locked: Vec<Locked>,
     },
     Dump {
         swrk: Swrk,
-        checkpoint: PathBuf,
-        generation: u64,
-        since: Instant,
+        asked: Asked,
         at: DumpStep,
     },
     Restore {

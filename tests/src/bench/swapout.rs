@@ -1,6 +1,10 @@
 //! `swapout`: what a swap-out stores and how long it takes, on the second and later ones: it should cost what was
 //! changed since the last, however large the app is.
 
+use std::io::{Seek, SeekFrom, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,13 +12,16 @@ use anyhow::{Context, Result, ensure};
 use super::{Effort, Outcome};
 use crate::harness::apps::{RealApp, Redis};
 use crate::harness::rig::Plan;
-use crate::harness::{Rig, Samples, interrupt, within};
+use crate::harness::{Rig, Samples, interrupt, until, within};
 
 const START: Duration = Duration::from_secs(30);
 const PAGE_BYTES: f64 = 4096.0;
 const MIB: f64 = 1024.0 * 1024.0;
 /// Pages that the test app changes between two swap-outs, spread over all it has.
 const CHANGED: usize = 2048;
+/// What a writer beside has written at least before each swap-out, and the size of its file.
+const WRITTEN_BETWEEN: u64 = 256 << 20;
+const WRITTEN_AT_MOST: u64 = 1 << 30;
 
 /// Runs the bench.
 ///
@@ -31,11 +38,20 @@ pub fn run(effort: Effort, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
     let sizes: &[(&str, u64)] = &[("redis, 60 MB", 200_000), ("redis, 512 MB", 1_706_000)];
     let mut frozen = Vec::new();
     for (of, keys) in sizes {
-        frozen.push(redis(of, *keys, rounds, &mut outcome, progress).with_context(|| (*of).to_owned())?);
+        let plain = redis(of, *keys, rounds, None, &mut outcome, progress);
+        frozen.push(plain.with_context(|| (*of).to_owned())?);
     }
+    let writer = Writer::start()?;
+    let (of, keys) = ("redis, 60 MB, beside a writer", 200_000);
+    let beside = redis(of, keys, rounds, Some(&writer), &mut outcome, progress).context(of)?;
+    drop(writer);
     if let [small, large] = frozen[..] {
         let values = &mut outcome.values;
         values.insert("swapout.redis_frozen_ms".into(), small);
+        values.insert(
+            "swapout.redis_frozen_beside_a_writer_to_alone".into(),
+            beside / small,
+        );
         values.insert("swapout.redis_frozen_512_mb_to_60_mb".into(), large / small);
     }
     Ok(outcome)
@@ -133,6 +149,7 @@ fn redis(
     of: &str,
     keys: u64,
     rounds: usize,
+    writer: Option<&Writer>,
     outcome: &mut Outcome,
     progress: &mut dyn FnMut(&str),
 ) -> Result<f64> {
@@ -155,6 +172,9 @@ fn redis(
             interrupt::check()?;
             progress(&format!("{of}: swap-out {round}"));
             app.request(at, app.protocols()[0])?;
+            if let Some(writer) = writer {
+                writer.wait_for(WRITTEN_BETWEEN)?;
+            }
             let put = sleep(rig, "redis")?;
             stored.push(put.pages / MIB);
             let log = std::fs::read_to_string(rig.agent.log())?;
@@ -168,6 +188,54 @@ fn redis(
         Ok(())
     })?;
     Ok(median)
+}
+
+/// Somebody else who writes to the disk that checkpoints lie on, all the time and as fast as it goes.
+struct Writer {
+    written: Arc<AtomicU64>,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Writer {
+    fn start() -> Result<Self> {
+        // Where `Plan` puts its state.
+        let mut file = tempfile::tempfile_in("/var/tmp")?;
+        let (written, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (count, stopped) = (Arc::clone(&written), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let chunk = vec![0x5a; 1 << 20];
+            while !stopped.load(Ordering::Relaxed) {
+                file.seek(SeekFrom::Start(count.load(Ordering::Relaxed) % WRITTEN_AT_MOST))?;
+                file.write_all(&chunk)?;
+                count.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        Ok(Writer {
+            written,
+            thread: Some(thread),
+            stop,
+        })
+    }
+
+    /// Waits until so much more is written.
+    fn wait_for(&self, bytes: u64) -> Result<()> {
+        let goal = self.written.load(Ordering::Relaxed) + bytes;
+        until("the writer", START, || {
+            Ok((self.written.load(Ordering::Relaxed) >= goal).then_some(()))
+        })
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // One that failed has already made a wait fail.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// A time that the agent's log gives of the last swap-out, in microseconds after `name`.

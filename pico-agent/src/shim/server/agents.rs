@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::ends::Deadline;
-use super::{DumpStep, Shim, ShimError, Work, source, system};
+use super::{Asked, DumpStep, Shim, ShimError, Work, source, system};
 use crate::pager::Pager;
 use crate::shim::protocol::{Event, MAX_PACKET, Phase, Request, VERSION};
 use crate::shim::socket::{accept, receive_packet, send_packet};
@@ -143,6 +143,7 @@ impl Shim {
             Request::Dump {
                 checkpoint,
                 generation,
+                synced,
             } => {
                 if self.phase != Phase::Running {
                     self.say(&Event::Failed {
@@ -153,7 +154,12 @@ impl Shim {
                     return;
                 }
                 self.phase = Phase::Dumping;
-                self.prepare_dump(checkpoint, generation);
+                self.prepare_dump(Asked {
+                    checkpoint,
+                    generation,
+                    synced,
+                    since: Instant::now(),
+                });
             }
             Request::Commit { accept } => self.decide(accept),
             Request::CallOff => self.call_off(),

@@ -59,14 +59,7 @@ impl Shim {
     }
 
     pub(super) fn notified(&mut self, script: &str) {
-        let Work::Dump {
-            checkpoint,
-            generation,
-            since,
-            at,
-            ..
-        } = &mut self.work
-        else {
+        let Work::Dump { asked, at, .. } = &mut self.work else {
             self.answer_criu(true);
             return;
         };
@@ -74,10 +67,10 @@ impl Shim {
             self.answer_criu(true);
             return;
         }
-        let (checkpoint, generation, since) = (checkpoint.clone(), *generation, *since);
+        let asked = asked.clone();
         *at = DumpStep::Deciding;
         failpoint::reach("shim.frozen");
-        let assembled = self.assemble(&checkpoint, generation, since);
+        let assembled = self.assemble(&asked);
         failpoint::reach("shim.assembled");
         match assembled {
             Ok(summary) if self.agent.is_some() => self.say(&Event::DumpReady(summary)),

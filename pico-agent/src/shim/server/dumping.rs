@@ -1,10 +1,8 @@
 //! A dump: forked children filled, CRIU started, its images made into a checkpoint, the decision carried out.
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use super::{DUMP_LOG, DumpStep, Shim, Work, micros, open_dir, source};
+use super::{Asked, DUMP_LOG, DumpStep, Shim, Work, micros, open_dir, source};
 use crate::checkpoint::local::IMAGES_DIR;
 use crate::clocks;
 use crate::criu::rpc::{self, Common};
@@ -16,7 +14,7 @@ use crate::shim::swrk::{Place, Swrk};
 
 impl Shim {
     /// Begins with what must be in memory before a dump.
-    pub(super) fn prepare_dump(&mut self, checkpoint: PathBuf, generation: u64) {
+    pub(super) fn prepare_dump(&mut self, asked: Asked) {
         let locked = match &self.pager {
             // Everything is in memory.
             None => Ok(Vec::new()),
@@ -24,12 +22,7 @@ impl Shim {
         };
         match locked {
             Ok(locked) => {
-                self.work = Work::Filling {
-                    checkpoint,
-                    generation,
-                    since: Instant::now(),
-                    locked,
-                };
+                self.work = Work::Filling { asked, locked };
                 self.continue_filling();
             }
             Err(error) => self.dump_failed(format!("its locked memory: {error}"), DumpStep::Dumping),
@@ -38,16 +31,10 @@ impl Shim {
 
     /// Fills what forked children and locked memory miss, then starts the dump.
     pub(super) fn continue_filling(&mut self) {
-        let Work::Filling {
-            checkpoint,
-            generation,
-            since,
-            locked,
-        } = &self.work
-        else {
+        let Work::Filling { asked, locked } = &self.work else {
             return;
         };
-        let (checkpoint, generation, since) = (checkpoint.clone(), *generation, *since);
+        let asked = asked.clone();
         if let Some(pager) = &mut self.pager {
             let filled = pager.fill_children().and_then(|(children, mut effects)| {
                 let (locked, more) = pager.fill_locked(locked)?;
@@ -67,23 +54,18 @@ impl Shim {
                 }
             }
         }
-        if let Err(reason) = self.begin_dump(checkpoint, generation, since) {
+        if let Err(reason) = self.begin_dump(asked) {
             self.dump_failed(reason, DumpStep::Dumping);
         }
     }
 
-    pub(super) fn begin_dump(
-        &mut self,
-        checkpoint: PathBuf,
-        generation: u64,
-        since: Instant,
-    ) -> Result<(), String> {
+    pub(super) fn begin_dump(&mut self, asked: Asked) -> Result<(), String> {
         let words = |action: &str, error: &dyn std::fmt::Display| format!("{action}: {error}");
         let Some(pid) = self.pid else {
             return Err("the app does not run".into());
         };
         failpoint::reach("shim.filled");
-        let images = checkpoint.join(IMAGES_DIR);
+        let images = asked.checkpoint.join(IMAGES_DIR);
         fs::create_dir_all(&images).map_err(|error| words("the checkpoint's directory", &error))?;
         fs::create_dir_all(&self.config.pages)
             .map_err(|error| words("the page objects' directory", &error))?;
@@ -112,20 +94,13 @@ impl Shim {
         self.criu_dirs = Some([images, work]);
         self.work = Work::Dump {
             swrk,
-            checkpoint,
-            generation,
-            since,
+            asked,
             at: DumpStep::Dumping,
         };
         Ok(())
     }
 
-    pub(super) fn assemble(
-        &mut self,
-        checkpoint: &Path,
-        generation: u64,
-        since: Instant,
-    ) -> Result<DumpSummary, String> {
+    pub(super) fn assemble(&mut self, asked: &Asked) -> Result<DumpSummary, String> {
         let (known, objects) = match &self.pager {
             None => (Vec::new(), Vec::new()),
             Some(pager) => {
@@ -136,14 +111,15 @@ impl Shim {
         };
         let clocks = clocks::read().map_err(|error| format!("the clocks: {error}"))?;
         let assembly = Assembly {
-            checkpoint,
+            checkpoint: &asked.checkpoint,
             pages: &self.config.pages,
-            generation,
+            generation: asked.generation,
             known,
             objects: &objects,
             root: &self.config.root,
             stdio: self.stdio_inodes,
             clocks,
+            synced: asked.synced.as_ref(),
         };
         let stopped = assembly.clocks.clone();
         let made = assembly.assemble().map_err(|error| error.to_string())?;
@@ -157,7 +133,7 @@ impl Shim {
                 clocks: stopped,
                 timers: made.timers,
             },
-            took_us: micros(since.elapsed()),
+            took_us: micros(asked.since.elapsed()),
         })
     }
 
