@@ -4,9 +4,11 @@
 pub mod bind;
 pub mod counter;
 pub mod dns;
+pub mod mosquitto;
 pub mod nginx;
 pub mod postgres;
 pub mod redis;
+pub mod sshd;
 pub mod testapp;
 
 use std::net::IpAddr;
