@@ -6,12 +6,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::compressed::Compressed;
 use super::hash::{Digest, HASH_SIZE, Hash, sums_len};
 use super::index::{ObjectId, PAGE_SIZE};
 use super::{OBJECT_MAX, keys, root_file::RootFile};
 
 /// What [`Manifest::schema`] says for the version written here, and the only one that is read.
 pub const SCHEMA: &str = "pico.checkpoint/1";
+/// In [`Manifest::requires`]: some objects are compressed ([`Object::unpacked`]).
+pub const COMPRESSION: &str = "zstd";
 
 /// Everything a checkpoint consists of. `decode(encode(m)) == m` for every valid `m`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,15 +82,27 @@ pub struct Object {
     pub bytes: u64,
     /// Its BLAKE3.
     pub blake3: Hash,
+    /// What it unpacks to, in bytes, if it is compressed ([`super::compressed`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpacked: Option<u64>,
 }
 
 impl Object {
+    /// Names a compressed object.
+    pub fn compressed(key: impl Into<String>, of: Compressed) -> Self {
+        Object {
+            unpacked: Some(of.unpacked),
+            ..Object::new(key, of.digest)
+        }
+    }
+
     /// Names an object of known digest.
     pub fn new(key: impl Into<String>, digest: Digest) -> Self {
         Object {
             key: key.into(),
             bytes: digest.bytes,
             blake3: digest.blake3,
+            unpacked: None,
         }
     }
 
@@ -232,7 +247,7 @@ impl Manifest {
                 found: head.schema.chars().take(64).collect(),
             });
         }
-        if let Some(feature) = head.requires.into_iter().next() {
+        if let Some(feature) = head.requires.into_iter().find(|name| name != COMPRESSION) {
             return Err(ManifestError::Requires {
                 feature: feature.chars().take(64).collect(),
             });
@@ -291,6 +306,7 @@ impl Manifest {
             }
         }
         self.check_object(&self.sums, OBJECT_MAX)?;
+        self.check_compression()?;
         if self.sums.bytes != self.pages.iter().map(|page| sums_len(page.bytes)).sum::<u64>() {
             return wrong("the block sums have the wrong length");
         }
@@ -311,11 +327,24 @@ impl Manifest {
 
     fn check_object(&self, object: &Object, limit: u64) -> Result<(), ManifestError> {
         self.check_key(&object.key)?;
-        if object.bytes > limit {
-            return wrong(format!(
-                "{} has {} bytes, at most {limit}",
-                object.key, object.bytes
-            ));
+        let bytes = object.bytes.max(object.unpacked.unwrap_or(0));
+        if bytes > limit {
+            return wrong(format!("{} has {bytes} bytes, at most {limit}", object.key));
+        }
+        Ok(())
+    }
+
+    /// Only what is read as a whole is compressed, and a reader that cannot decompress it must refuse it.
+    fn check_compression(&self) -> Result<(), ManifestError> {
+        if let Some(plain) = [&self.index, &self.sums]
+            .iter()
+            .find(|object| object.unpacked.is_some())
+        {
+            return wrong(format!("{} is compressed", plain.key));
+        }
+        let compressed = self.objects().any(|object| object.unpacked.is_some());
+        if compressed && !self.requires.iter().any(|name| name == COMPRESSION) {
+            return wrong("something is compressed that is said not to be");
         }
         Ok(())
     }

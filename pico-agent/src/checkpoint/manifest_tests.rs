@@ -34,7 +34,7 @@ prop_compose! {
         sum in any_hash(),
         root_files in vec(root_file(), 0..4),
     ) -> Manifest {
-        let object = |key: String, (bytes, blake3)| Object { key, bytes, blake3 };
+        let object = |key: String, (bytes, blake3)| Object { key, bytes, blake3, unpacked: None };
         let mut places: Vec<_> =
             places.into_iter().map(|(g, n, pages)| ((g % generation + 1, n), pages)).collect();
         places.sort();
@@ -67,6 +67,7 @@ fn simple() -> Manifest {
         key,
         bytes: 1,
         blake3: Hash::of(b"x"),
+        unpacked: None,
     };
     Manifest {
         schema: SCHEMA.into(),
@@ -147,6 +148,28 @@ fn another_version_or_an_unknown_requirement_is_refused_by_name() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("'aead'"), "{message}");
+}
+
+#[test]
+fn only_bundle_and_files_are_compressed_and_only_where_that_is_required() {
+    let mut manifest = simple();
+    manifest.bundle.unpacked = Some(100);
+    assert!(manifest.encode().is_err());
+    manifest.requires = vec![COMPRESSION.into()];
+    let document = manifest.encode().unwrap();
+    assert_eq!(decode(&document).unwrap().bundle.unpacked, Some(100));
+    let change = |change: fn(&mut Manifest)| {
+        let mut changed = manifest.clone();
+        change(&mut changed);
+        changed.encode().unwrap_err().to_string()
+    };
+    let message = change(|manifest| manifest.index.unpacked = Some(1));
+    assert!(
+        message.contains("index") && message.contains("compressed"),
+        "{message}"
+    );
+    let message = change(|manifest| manifest.bundle.unpacked = Some(OBJECT_MAX + 1));
+    assert!(message.contains("at most"), "{message}");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 pub mod archive;
 pub mod bundle;
+pub mod compressed;
 pub mod hash;
 pub mod index;
 pub mod keys;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +20,7 @@ use super::transfer::{BUNDLE, FILES, INDEX, Remote, TransferError, at, blocking,
 use crate::checkpoint::BLOCK_SIZE;
 use crate::checkpoint::archive::{self, Budget};
 use crate::checkpoint::bundle;
+use crate::checkpoint::compressed::decompress;
 use crate::checkpoint::hash::{Digest, HASH_SIZE, Hash, Hashing, block_len, sums_len, verify_block};
 use crate::checkpoint::index::{ObjectId, PageIndex};
 use crate::checkpoint::keys;
@@ -349,15 +350,16 @@ fn lay_out(
     fetched: &Path,
     first: Vec<(ObjectId, Vec<Bytes>)>,
 ) -> Result<(), TransferError> {
-    let open = |name: &str| {
+    let open = |name: &str, object: &manifest::Object| {
         let path = fetched.join(name);
-        File::open(&path).map(BufReader::new).map_err(at(&path))
+        let content = File::open(&path).and_then(|file| decompress(file, object.unpacked));
+        content.map_err(at(&path))
     };
     let unfinished = paths.unfinished(manifest.generation);
     let images = unfinished.join(IMAGES_DIR);
     let _ = fs::remove_dir_all(&unfinished);
     fs::create_dir_all(&images).map_err(at(&images))?;
-    bundle::unpack(open(BUNDLE)?, &images).map_err(content("CRIU's images"))?;
+    bundle::unpack(open(BUNDLE, &manifest.bundle)?, &images).map_err(content("CRIU's images"))?;
     fs::rename(images.join(DUMP_FILE), unfinished.join(DUMP_FILE)).map_err(at(&unfinished))?;
     let index = fetched.join(INDEX);
     PageIndex::decode(&fs::read(&index).map_err(at(&index))?)?;
@@ -381,11 +383,12 @@ fn lay_out(
         let _ = fs::remove_dir_all(paths.overlay_work());
         fs::create_dir_all(&upper).map_err(at(&upper))?;
         // Nothing in an archive is longer than the archive itself.
+        let length = files.unpacked.unwrap_or(files.bytes);
         let budget = Budget {
-            bytes: files.bytes,
-            entries: files.bytes,
+            bytes: length,
+            entries: length,
         };
-        archive::unpack(open(FILES)?, &upper, &budget).map_err(content("the writable layer"))?;
+        archive::unpack(open(FILES, files)?, &upper, &budget).map_err(content("the writable layer"))?;
     }
     let _ = fs::remove_dir_all(fetched);
     failpoint::reach("agent.laid-out");

@@ -13,6 +13,7 @@ use super::fetch::{Known, Sources, remove_other_sums};
 use super::paths::AppPaths;
 use crate::checkpoint::archive;
 use crate::checkpoint::bundle;
+use crate::checkpoint::compressed::{Compress, Compressed};
 use crate::checkpoint::hash::{Digest, Hashing, write_sums};
 use crate::checkpoint::index::{IndexError, ObjectId, PageIndex};
 use crate::checkpoint::keys;
@@ -153,14 +154,14 @@ impl Remote {
     ///
     /// # Errors
     /// When a file cannot be read or written.
-    pub async fn pack_files(&self, generation: u64) -> Result<Digest, TransferError> {
+    pub async fn pack_files(&self, generation: u64) -> Result<Compressed, TransferError> {
         let (upper, dir) = (self.paths.upper(), self.paths.transfer(generation));
         blocking(move || {
             fs::create_dir_all(&dir).map_err(at(&dir))?;
             let path = dir.join(FILES);
-            let output = BufWriter::new(File::create(&path).map_err(at(&path))?);
-            let summary = archive::pack(&upper, output).map_err(content("the writable layer"))?;
-            Ok(summary.digest)
+            compress_into(&path, |output| {
+                archive::pack(&upper, output).map_err(content("the writable layer"))
+            })
         })
         .await
     }
@@ -174,7 +175,7 @@ impl Remote {
     pub async fn upload(
         &self,
         generation: u64,
-        files: Digest,
+        files: Compressed,
         previous: Option<ETag>,
     ) -> Result<Stored, TransferError> {
         let checkpoint = self.paths.checkpoint(generation);
@@ -200,23 +201,23 @@ impl Remote {
             move || join_sums(&pages, known.as_deref(), &parts, &to)
         })
         .await?;
-        self.put_file(&bundle_key, &transfer.join(BUNDLE), prepared.bundle.bytes)
+        self.put_file(&bundle_key, &transfer.join(BUNDLE), prepared.bundle.digest.bytes)
             .await?;
         self.store.put(&index_key, prepared.index_bytes.clone()).await?;
-        self.put_file(&files_key, &transfer.join(FILES), files.bytes)
+        self.put_file(&files_key, &transfer.join(FILES), files.digest.bytes)
             .await?;
         self.put_file(&sums_key, &sums_path, sums.bytes).await?;
         let manifest = Manifest {
             schema: manifest::SCHEMA.to_owned(),
             blake3: Digest::of(b"").blake3,
-            requires: Vec::new(),
+            requires: vec![manifest::COMPRESSION.to_owned()],
             app: self.app.clone(),
             generation,
             clocks: prepared.dump.clocks.clone(),
             host: this_host()?,
-            bundle: manifest::Object::new(bundle_key, prepared.bundle),
+            bundle: manifest::Object::compressed(bundle_key, prepared.bundle),
             index: manifest::Object::new(index_key, Digest::of(&prepared.index_bytes)),
-            files: Some(manifest::Object::new(files_key, files)),
+            files: Some(manifest::Object::compressed(files_key, files)),
             pages,
             sums: manifest::Object::new(sums_key, sums),
             root_files: prepared.dump.root_files,
@@ -267,13 +268,14 @@ impl Remote {
         }
         fs::write(staged.join(DUMP_FILE), &dump_bytes).map_err(at(&staged))?;
         let path = transfer.join(BUNDLE);
-        let output = BufWriter::new(File::create(&path).map_err(at(&path))?);
-        let digest = bundle::pack(&staged, output).map_err(content("CRIU's images"))?;
+        let bundle = compress_into(&path, |output| {
+            bundle::pack(&staged, output).map_err(content("CRIU's images"))
+        })?;
         Ok(Prepared {
             index,
             index_bytes: index_bytes.into(),
             dump,
-            bundle: digest,
+            bundle,
         })
     }
 
@@ -379,7 +381,18 @@ struct Prepared {
     index: PageIndex,
     index_bytes: Bytes,
     dump: Dump,
-    bundle: Digest,
+    bundle: Compressed,
+}
+
+/// Makes the object in the file `path` of what `pack` writes.
+fn compress_into<T>(
+    path: &Path,
+    pack: impl FnOnce(&mut Compress<BufWriter<File>>) -> Result<T, TransferError>,
+) -> Result<Compressed, TransferError> {
+    let output = BufWriter::new(File::create(path).map_err(at(path))?);
+    let mut output = Compress::new(output).map_err(at(path))?;
+    pack(&mut output)?;
+    output.finish().map_err(at(path))
 }
 
 fn this_host() -> Result<manifest::Host, TransferError> {
