@@ -25,6 +25,8 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::activeset::WakeReport;
+
 /// From 1 ms to 30 s.
 const SECONDS: [f64; 14] = [
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
@@ -53,6 +55,13 @@ struct During {
     code: String,
 }
 
+/// Pages of one port's wakes; an app publishes few.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Pages {
+    port: String,
+    outcome: &'static str,
+}
+
 /// What is counted as it happens. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -61,6 +70,7 @@ pub struct Metrics {
     checkpoint: Histogram,
     checkpoint_bytes: Family<Kind, Counter>,
     asleep: Counter<f64, AtomicU64>,
+    prefetch: Family<Pages, Counter>,
     errors: Family<During, Counter>,
 }
 
@@ -76,6 +86,7 @@ impl Default for Metrics {
             checkpoint: histogram(),
             checkpoint_bytes: Family::default(),
             asleep: Counter::default(),
+            prefetch: Family::default(),
             errors: Family::default(),
         }
     }
@@ -126,6 +137,25 @@ impl Metrics {
         self.asleep.inc_by(time.as_secs_f64());
     }
 
+    /// What became of the pages that were brought ahead for a wake, and what they lacked (`missed`).
+    pub fn prefetched(&self, report: &WakeReport) {
+        let port = report
+            .port
+            .map_or_else(|| "none".to_owned(), |port| port.to_string());
+        for (outcome, pages) in [
+            ("used", report.used),
+            ("late", report.late),
+            ("unused", report.wasted),
+            ("unknown", report.unknown),
+            ("missed", report.faulted),
+        ] {
+            let port = port.clone();
+            self.prefetch
+                .get_or_create(&Pages { port, outcome })
+                .inc_by(pages);
+        }
+    }
+
     /// Something went wrong while that was done: `wake`, `swap-out`.
     pub fn failed(&self, during: &str) {
         let code = format!("{}_FAILED", during.to_ascii_uppercase().replace('-', "_"));
@@ -151,6 +181,11 @@ impl Metrics {
             "Written by swap-outs",
             Unit::Bytes,
             self.checkpoint_bytes.clone(),
+        );
+        registry.register(
+            "pico_prefetch_pages",
+            "Pages brought ahead of wakes by what became of them, and those that were missed",
+            self.prefetch.clone(),
         );
         registry.register("pico_errors", "What failed", self.errors.clone());
     }
@@ -304,6 +339,15 @@ mod tests {
         metrics.slept(Duration::from_millis(30), 4096, false);
         metrics.was_asleep(Duration::from_secs(5));
         metrics.failed("swap-out");
+        for port in ["80/tcp".parse().ok(), None] {
+            metrics.prefetched(&WakeReport {
+                port,
+                used: 9,
+                wasted: 1,
+                faulted: 3,
+                ..WakeReport::default()
+            });
+        }
         let seen = || Seen {
             states: [("hot".to_owned(), 2)].into(),
             filtered: [("a port that is not published".to_owned(), 7)].into(),
@@ -324,6 +368,8 @@ mod tests {
             "pico_wake_duration_seconds_count{phase=\"restore\"} 3",
             "pico_checkpoint_bytes_total{kind=\"delta\"} 4096",
             "pico_errors_total{code=\"SWAP_OUT_FAILED\"} 1",
+            "pico_prefetch_pages_total{port=\"80/tcp\",outcome=\"used\"} 9",
+            "pico_prefetch_pages_total{port=\"none\",outcome=\"missed\"} 3",
             "pico_app_state{state=\"hot\"} 2",
             "pico_wake_filtered_total{rule=\"a port that is not published\"} 7",
             "pico_asleep_seconds_total 7.0",

@@ -75,6 +75,14 @@ fn an_app_is_explained_asleep_and_awake_and_sleeps_through_it() -> Result<()> {
             "{gate}"
         );
 
+        // What was needed is known when it sleeps again.
+        rig.agent.sleep(APP, "warm")?;
+        let ahead = first(&owner, "brought ahead")?;
+        ensure!(
+            ahead.starts_with("for 80/tcp: ") && ahead.contains("of what 1 wake needed"),
+            "{ahead}"
+        );
+
         let words = rig.agent.cli(&["app", "explain", APP])?;
         ensure!(
             words.contains("by 80/tcp") && words.contains("last wake took"),

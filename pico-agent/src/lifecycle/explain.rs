@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::ConnectionPolicy;
 use crate::control::protocol::{AppDetail, Explanation, Fact};
 use crate::gate::HoldCounts;
-use crate::lifecycle::record::Wake;
+use crate::lifecycle::record::{PortSet, Wake};
 use crate::probes::PortActivity;
 use crate::units::{Timestamp, format_bytes, format_duration};
 
@@ -70,6 +70,9 @@ pub fn explain(known: &Known) -> Explanation {
         for phase in &wake.phases {
             fact("last wake took", format!("{:.1} ms for {}", phase.ms, phase.name));
         }
+    }
+    for set in known.detail.active_sets.iter().filter(|set| set.wakes > 0) {
+        fact("brought ahead", brought_ahead(set));
     }
     if let Some(failure) = &known.detail.last_failure {
         let ago = ago(known.at.since(failure.at));
@@ -156,6 +159,33 @@ fn last_wake(wake: &Wake, at: Timestamp) -> String {
     )
 }
 
+/// How well the pages that its wakes need were predicted.
+fn brought_ahead(set: &PortSet) -> String {
+    let port = set
+        .port
+        .map_or_else(|| "no port".to_owned(), |port| port.to_string());
+    let share =
+        |part: Option<f64>| part.map_or_else(|| "-".to_owned(), |part| format!("{:.0} %", part * 100.0));
+    let last = match &set.last {
+        Some(last) => format!(
+            "; the last: {} of {} pages used, {} missed",
+            last.used + last.late,
+            last.prefetched,
+            last.faulted
+        ),
+        None => String::new(),
+    };
+    format!(
+        "for {port}: {} of what {} needed, and {} of it was needed{last}",
+        share(set.recall),
+        match set.wakes {
+            1 => "1 wake".to_owned(),
+            wakes => format!("{wakes} wakes"),
+        },
+        share(set.precision)
+    )
+}
+
 fn packets(count: u64) -> String {
     match count {
         0 => "no packet".to_owned(),
@@ -176,6 +206,7 @@ fn ago(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activeset::WakeReport;
     use crate::lifecycle::app::sample_detail;
     use crate::port::Proto;
 
@@ -237,6 +268,36 @@ mod tests {
             ..known()
         };
         assert!(texts(&silent, "last packet")[0].starts_with("none"));
+    }
+
+    #[test]
+    fn what_was_brought_ahead_is_told_of_each_port_that_woke_it() {
+        let mut known = known();
+        let set = |port, wakes| PortSet {
+            port,
+            windows: 9,
+            pages: 40,
+            relearning: false,
+            wakes,
+            recall: Some(0.975),
+            precision: None,
+            last: Some(WakeReport {
+                port,
+                prefetched: 40,
+                used: 37,
+                late: 1,
+                wasted: 2,
+                faulted: 5,
+                ..WakeReport::default()
+            }),
+        };
+        known.detail.active_sets = vec![set("80/tcp".parse().ok(), 3), set(None, 0)];
+        assert_eq!(
+            texts(&known, "brought ahead"),
+            [
+                "for 80/tcp: 98 % of what 3 wakes needed, and - of it was needed; the last: 38 of 40 pages used, 5 missed"
+            ]
+        );
     }
 
     #[test]

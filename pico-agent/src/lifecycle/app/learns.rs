@@ -251,6 +251,7 @@ impl App {
             &mut self.record.last_wake,
         ) {
             tracing::info!(app = self.config.name, ?report, ?stats, "learned from its wake");
+            self.host.metrics.prefetched(&report);
             wake.prefetch = Some(report);
         }
         self.save();
