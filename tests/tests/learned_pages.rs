@@ -283,6 +283,23 @@ fn a_damaged_file_of_what_is_known_is_told_and_the_app_wakes() -> Result<()> {
     })
 }
 
+#[test]
+fn what_was_learned_travels_with_the_checkpoint() -> Result<()> {
+    app("learned-travels", |_| ())?.run(|rig| {
+        let app = start(rig)?;
+        let mut requests = Requests::default();
+        learn(rig, app, &mut requests)?;
+        for port in PORTS {
+            rig.agent.sleep("a", "cold")?;
+            // As on a host that has never seen it.
+            std::fs::remove_file(rig.app_dir("a").join("activesets"))?;
+            let command = requests.next(&Requests::own(port));
+            is_known(&wake(rig, app, "cold", &[(port, &command)])?, FRESH)?;
+        }
+        Ok(())
+    })
+}
+
 fn flip(path: &Path) -> Result<()> {
     let mut bytes = std::fs::read(path)?;
     let middle = bytes.len() / 2;

@@ -16,6 +16,8 @@ pub const DUMP_FILE: &str = "dump.json";
 pub const INDEX_FILE: &str = "index.bin";
 /// Name of the directory of CRIU's images, whose pagemaps list eager pages only.
 pub const IMAGES_DIR: &str = "img";
+/// Name of what is learned of the app's pages, in the bundle: it travels with the checkpoint.
+pub const ACTIVE_SETS_FILE: &str = "activesets";
 /// The one version written and read.
 pub const SCHEMA: &str = "pico.dump/1";
 

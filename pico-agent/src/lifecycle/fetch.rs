@@ -24,7 +24,7 @@ use crate::checkpoint::compressed::decompress;
 use crate::checkpoint::hash::{Digest, HASH_SIZE, Hash, Hashing, block_len, sums_len, verify_block};
 use crate::checkpoint::index::{ObjectId, PageIndex};
 use crate::checkpoint::keys;
-use crate::checkpoint::local::{DUMP_FILE, IMAGES_DIR, INDEX_FILE};
+use crate::checkpoint::local::{ACTIVE_SETS_FILE, DUMP_FILE, IMAGES_DIR, INDEX_FILE};
 use crate::checkpoint::manifest::{self, Manifest, PageObject};
 use crate::failpoint;
 use crate::store::{PageCache, PageFile};
@@ -361,6 +361,14 @@ fn lay_out(
     fs::create_dir_all(&images).map_err(at(&images))?;
     bundle::unpack(open(BUNDLE, &manifest.bundle)?, &images).map_err(content("CRIU's images"))?;
     fs::rename(images.join(DUMP_FILE), unfinished.join(DUMP_FILE)).map_err(at(&unfinished))?;
+    let learned = images.join(ACTIVE_SETS_FILE);
+    if learned.exists() {
+        match paths.active_sets().exists() {
+            // What this host knows is as new.
+            true => fs::remove_file(&learned).map_err(at(&learned))?,
+            false => fs::rename(&learned, paths.active_sets()).map_err(at(&learned))?,
+        }
+    }
     let index = fetched.join(INDEX);
     PageIndex::decode(&fs::read(&index).map_err(at(&index))?)?;
     fs::rename(&index, unfinished.join(INDEX_FILE)).map_err(at(&unfinished))?;

@@ -180,7 +180,7 @@ impl App {
         watch: &mut Stopwatch,
     ) -> Result<(), NotRunning> {
         let generation = self.record.checkpoint.generation;
-        let ahead = self.predict(port, from);
+        let mut ahead = self.predict(port, from);
         let run = match from {
             Tier::Warm => {
                 // The disk works while CRIU gets ready; nobody waits for this.
@@ -211,6 +211,9 @@ impl App {
                 let (fetched, run) = tokio::join!(fetch, self.prepare_run());
                 fetched.map_err(NotRunning::new)?;
                 self.record.checkpoint.local = Some(generation);
+                if self.learn_from_checkpoint() {
+                    ahead = self.predict(port, from);
+                }
                 watch.lap("fetch");
                 run?
             }

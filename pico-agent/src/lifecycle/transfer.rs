@@ -17,7 +17,7 @@ use crate::checkpoint::compressed::{Compress, Compressed};
 use crate::checkpoint::hash::{Digest, Hashing, write_sums};
 use crate::checkpoint::index::{IndexError, ObjectId, PageIndex};
 use crate::checkpoint::keys;
-use crate::checkpoint::local::{DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE};
+use crate::checkpoint::local::{ACTIVE_SETS_FILE, DUMP_FILE, Dump, IMAGES_DIR, INDEX_FILE};
 use crate::checkpoint::manifest::{self, Manifest, ManifestError, PageObject};
 use crate::failpoint;
 use crate::store::cache::CacheError;
@@ -267,6 +267,8 @@ impl Remote {
             fs::hard_link(entry.path(), staged.join(entry.file_name())).map_err(at(&staged))?;
         }
         fs::write(staged.join(DUMP_FILE), &dump_bytes).map_err(at(&staged))?;
+        // Without them the app is saved all the same; whoever wakes it learns anew.
+        let _ = fs::copy(self.paths.active_sets(), staged.join(ACTIVE_SETS_FILE));
         let path = transfer.join(BUNDLE);
         let bundle = compress_into(&path, |output| {
             bundle::pack(&staged, output).map_err(content("CRIU's images"))

@@ -88,6 +88,18 @@ impl App {
         self.learning.insert(learner).clone()
     }
 
+    /// Takes what the checkpoint that has just come knew of its pages, if this host knew nothing.
+    pub(in crate::lifecycle) fn learn_from_checkpoint(&mut self) -> bool {
+        let is_new = match &self.learning {
+            Some(learner) => lock(learner).sets().ports().next().is_none(),
+            None => false,
+        };
+        if is_new {
+            self.learning = None;
+        }
+        is_new
+    }
+
     /// The pages that a wake by `port` brings ahead.
     pub(in crate::lifecycle) fn predict(&mut self, port: Option<Port>, from: Tier) -> Vec<PageId> {
         let how = self.config.prefetch;
